@@ -1,0 +1,45 @@
+/** Every refusal of bad input: `field` says where, the message says what was given, what is accepted and what to do. */
+export class MatforgeError extends Error {
+  override readonly name = 'MatforgeError';
+  /** Dotted name of the offending option, tensor, layer or file. */
+  readonly field: string;
+
+  constructor(field: string, message: string, options?: ErrorOptions) {
+    super(`${field}: ${message}`, options);
+    this.field = field;
+  }
+}
+
+/** Throws a {@link MatforgeError}; an expression, so that it can stand where a value is expected. */
+export function refuse(field: string, message: string, options?: ErrorOptions): never {
+  throw new MatforgeError(field, message, options);
+}
+
+/** Throws a {@link MatforgeError} unless `condition` holds. The message is built only when needed. */
+export function ensure(condition: unknown, field: string, message: () => string): asserts condition {
+  if (!condition) refuse(field, message());
+}
+
+/** The candidate nearest to `given` by edit distance, when near enough to be a slip: for "did you mean". */
+export function didYouMean(given: string, candidates: Iterable<string>): string | undefined {
+  let best: string | undefined;
+  let bestDistance = Math.max(2, Math.floor(given.length / 3)) + 1;
+  for (const candidate of candidates) {
+    const distance = editDistance(given.toLowerCase(), candidate.toLowerCase());
+    if (distance < bestDistance) [best, bestDistance] = [candidate, distance];
+  }
+  return best;
+}
+
+function editDistance(a: string, b: string): number {
+  let previous = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const current = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const substitute = previous[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
+      current[j] = Math.min(substitute, previous[j] + 1, current[j - 1] + 1);
+    }
+    previous = current;
+  }
+  return previous[b.length];
+}
