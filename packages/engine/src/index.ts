@@ -1,1 +1,1 @@
-export {};
+export { type ReadyOptions, ready } from './ready.ts';

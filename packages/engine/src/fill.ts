@@ -1,0 +1,88 @@
+import * as tf from '@tensorflow/tfjs';
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import type { Kernel } from './backend.ts';
+
+type Backend = tf.KernelBackend & {
+  write(values: tf.backend_util.BackendValues, shape: number[], dtype: tf.DataType): object;
+};
+type Infos = tf.TensorInfo[] | Record<string, tf.TensorInfo | null | undefined>;
+
+/** Runs the cpu backend's kernel on copies of tensors that live on the wasm heap, and copies the results back. */
+export function viaCpu(name: string): Kernel {
+  return ({ inputs, attrs, backend }) => {
+    const cpu = tf.findBackend('cpu') as Backend;
+    const kernel = tf.getKernel(name, 'cpu');
+    if (!kernel) throw new Error(`engine: neither the wasm nor the cpu backend has a kernel '${name}'.`);
+    const run = kernel.kernelFunc as unknown as (call: object) => tf.TensorInfo | tf.TensorInfo[];
+    const lent: tf.TensorInfo[] = [];
+    const lend = (tensor: tf.TensorInfo): tf.TensorInfo => {
+      const info = lendToCpu(tensor, backend, cpu);
+      lent.push(info);
+      return info;
+    };
+    try {
+      const result = run({ inputs: mapInfos(inputs, lend), attrs, backend: cpu });
+      const outputs = (Array.isArray(result) ? result : [result]).map((info) => takeFromCpu(info, backend, cpu));
+      return Array.isArray(result) ? outputs : outputs[0];
+    } finally {
+      for (const { dataId } of lent) cpu.disposeData(dataId);
+    }
+  };
+}
+
+/** `first`, unless its inputs are of a kind that only the cpu backend knows or it refuses them. */
+export function orViaCpu(name: string, first: Kernel): Kernel {
+  if (!tf.getKernel(name, 'cpu')) return first;
+  const second = viaCpu(name);
+  return (args) => {
+    if (hasComplex(args.inputs) || args.attrs?.dtype === 'complex64') return second(args);
+    try {
+      return first(args);
+    } catch (error) {
+      if (String(error).includes('out of memory')) throw error;
+      return second(args);
+    }
+  };
+}
+
+function hasComplex(inputs: Infos): boolean {
+  return Object.values(inputs).some((tensor) => tensor?.dtype === 'complex64');
+}
+
+function mapInfos(inputs: Infos, lend: (tensor: tf.TensorInfo) => tf.TensorInfo): Infos {
+  if (Array.isArray(inputs)) return inputs.map(lend);
+  const named: Record<string, tf.TensorInfo | null | undefined> = {};
+  for (const [name, tensor] of Object.entries(inputs)) {
+    named[name] = Array.isArray(tensor) ? (tensor.map(lend) as never) : tensor && lend(tensor);
+  }
+  return named;
+}
+
+function lendToCpu(tensor: tf.TensorInfo, wasm: BackendWasm, cpu: Backend): tf.TensorInfo {
+  const { shape, dtype } = tensor;
+  const values = wasm.readSync(tensor.dataId);
+  // Some kernels of the cpu backend ask for rank and size, which a bare TensorInfo does not have.
+  const more = { rank: shape.length, size: tf.util.sizeFromShape(shape) };
+  if (dtype !== 'complex64') return { dataId: cpu.write(values, shape, dtype), shape, dtype, ...more };
+  const pairs = values as Float32Array;
+  const part = (offset: number): tf.TensorInfo => {
+    const half = Float32Array.from({ length: more.size }, (_, i) => pairs[2 * i + offset]);
+    return { dataId: cpu.write(half, shape, 'float32'), shape, dtype: 'float32' };
+  };
+  const [real, imag] = [part(0), part(1)];
+  const complex = tf.getKernel('Complex', 'cpu').kernelFunc as unknown as (call: object) => tf.TensorInfo;
+  const info = complex({ inputs: { real, imag }, backend: cpu });
+  cpu.disposeData(real.dataId);
+  cpu.disposeData(imag.dataId);
+  return { ...info, ...more } as tf.TensorInfo;
+}
+
+function takeFromCpu(info: tf.TensorInfo, wasm: BackendWasm, cpu: Backend): tf.TensorInfo {
+  const { shape, dtype } = info;
+  const values = cpu.readSync(info.dataId);
+  const typed =
+    dtype === 'string' || ArrayBuffer.isView(values) ? values : tf.util.toTypedArray(values as never, dtype);
+  const dataId = wasm.write(typed as tf.backend_util.BackendValues, shape, dtype);
+  cpu.disposeData(info.dataId);
+  return { dataId, shape, dtype };
+}

@@ -1,0 +1,48 @@
+import * as tf from '@tensorflow/tfjs';
+import * as tfWasm from '@tensorflow/tfjs-backend-wasm';
+import { guard } from './backend.ts';
+import { registerKernels } from './register.ts';
+
+/** How the wasm backend is found and started. */
+export interface ReadyOptions {
+  /**
+   * Where a browser fetches the .wasm files of `@tensorflow/tfjs-backend-wasm` from: a folder, or a file name to URL map
+   * as `setWasmPaths` takes it. In Node the package's own files are used.
+   */
+  wasmPaths?: string | Record<string, string>;
+}
+
+let starting: Promise<'wasm'> | undefined;
+
+/**
+ * Makes the wasm backend current and fit for training: kernels that it lacks are filled in, wrong ones replaced, slow
+ * ones swapped for ours. May be called any number of times, before or after `tf.setBackend('wasm')`.
+ *
+ * @returns the name of the backend that is current afterwards.
+ * @throws Error when the wasm backend cannot be started (in a browser: usually because its files were not found).
+ */
+export async function ready(options: ReadyOptions = {}): Promise<'wasm'> {
+  starting ??= start(options).catch((error) => {
+    starting = undefined;
+    throw error;
+  });
+  await starting;
+  if (tf.getBackend() !== 'wasm') await tf.setBackend('wasm');
+  guard(tf.backend() as tfWasm.BackendWasm);
+  return 'wasm';
+}
+
+async function start({ wasmPaths }: ReadyOptions): Promise<'wasm'> {
+  if (wasmPaths !== undefined) tfWasm.setWasmPaths(wasmPaths as string);
+  // Our modules share the backend's memory, which its threaded build keeps to itself.
+  if (tf.getBackend() !== 'wasm') tf.env().set('WASM_HAS_MULTITHREAD_SUPPORT', false);
+  const started = await tf.setBackend('wasm');
+  if (!started) {
+    throw new Error(
+      "engine: the wasm backend of TensorFlow.js did not start. In a browser give ready({ wasmPaths }): the folder that serves the .wasm files of '@tensorflow/tfjs-backend-wasm'.",
+    );
+  }
+  guard(tf.backend() as tfWasm.BackendWasm);
+  registerKernels({});
+  return 'wasm';
+}
