@@ -1,1 +1,6 @@
-export {};
+export * from './define.ts';
+export * from './optimizer.ts';
+export * from './schedules.ts';
+export * from './transformation.ts';
+export * from './transformations.ts';
+export * from './tree.ts';
