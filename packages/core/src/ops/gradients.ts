@@ -1,0 +1,263 @@
+import * as tf from '@tensorflow/tfjs';
+import { einsum, parseEinsum } from './einsum.ts';
+import { batchMatMul } from './matmul.ts';
+import { sameShape, sizeOf, sumTo } from './shapes.ts';
+
+let repaired = false;
+
+/**
+ * Registers the gradients that TensorFlow.js lacks or has wrong, on every backend, so that plain `tf` ops train: Einsum,
+ * GatherNd, ScatterNd, StridedSlice, DepthToSpace, Cumprod, TopK, comparisons and logical ops (zero), GatherV2 with indices
+ * on the path, BatchMatMul with broadcast batch axes, Unpack and SplitV into one piece, and Tile (any rank, one sum). Calling it again changes nothing.
+ */
+export function repairGradients(): void {
+  if (repaired) return;
+  repaired = true;
+  for (const config of missing()) tf.registerGradient(config);
+  wrap('BatchMatMul', broadcastMatMul);
+  wrap('GatherV2', constantIndices);
+  wrap('Unpack', listOfOne);
+  wrap('SplitV', listOfOne);
+}
+
+type GradFunc = tf.GradConfig['gradFunc'];
+interface WrappedConfig extends tf.GradConfig {
+  matforgeOriginal?: tf.GradConfig;
+}
+
+/** Replaces a gradient by one that may fall back on the original; wrapping twice wraps the original once. */
+function wrap(kernelName: string, make: (original: GradFunc) => GradFunc): void {
+  const present = tf.getGradient(kernelName) as WrappedConfig | undefined;
+  if (!present) return;
+  const original = present.matforgeOriginal ?? present;
+  const config: WrappedConfig = { ...original, gradFunc: make(original.gradFunc), matforgeOriginal: original };
+  tf.registerGradient(config);
+}
+
+const broadcastMatMul =
+  (original: GradFunc): GradFunc =>
+  (dy, saved, attrs) => {
+    const [a, b] = saved;
+    const [batchA, batchB] = [a.shape.slice(0, -2), b.shape.slice(0, -2)];
+    if (sameShape(batchA, batchB)) return original(dy, saved, attrs);
+    const g = dy as tf.Tensor;
+    const { transposeA, transposeB } = attrs as unknown as { transposeA: boolean; transposeB: boolean };
+    const rows = (x: tf.Tensor): tf.Tensor => tf.reshape(x, [sizeOf(x.shape.slice(0, -1)), x.shape.at(-1)!]);
+    return {
+      a: () => sumTo(transposeA ? batchMatMul(b, g, transposeB, true) : batchMatMul(g, b, false, !transposeB), a.shape),
+      b: () => {
+        if (sizeOf(batchB) === 1 && !transposeA) {
+          const [left, right] = transposeB ? [rows(g), rows(a)] : [rows(a), rows(g)];
+          return tf.reshape(tf.matMul(left, right, true), b.shape);
+        }
+        return sumTo(transposeB ? batchMatMul(g, a, true, transposeA) : batchMatMul(a, g, !transposeA), b.shape);
+      },
+    };
+  };
+
+// tfjs hands the int32 indices back as their own gradient, which its tape then refuses.
+const constantIndices =
+  (original: GradFunc): GradFunc =>
+  (dy, saved, attrs) => ({ ...original(dy, saved, attrs), indices: () => tf.zeros(saved[1].shape) });
+
+// An op with a list of outputs is handed a bare tensor when the list has one entry, which its gradient does not expect.
+const listOfOne =
+  (original: GradFunc): GradFunc =>
+  (dy, saved, attrs) =>
+    original(Array.isArray(dy) ? dy : [dy], saved, attrs);
+
+function missing(): tf.GradConfig[] {
+  const zero = (kernelName: string, inputs: string[]): tf.GradConfig => ({
+    kernelName,
+    inputsToSave: inputs,
+    gradFunc: (_, saved) => Object.fromEntries(inputs.map((name, i) => [name, () => tf.zeros(saved[i].shape)])),
+  });
+  return [
+    ...['Greater', 'GreaterEqual', 'Less', 'LessEqual', 'Equal', 'NotEqual', 'LogicalAnd', 'LogicalOr'].map((name) =>
+      zero(name, ['a', 'b']),
+    ),
+    ...['LogicalNot', 'Any', 'All'].map((name) => zero(name, ['x'])),
+    {
+      kernelName: 'Einsum',
+      saveAllInputs: true,
+      gradFunc: (dy, operands, attrs) => einsumGradient(dy as tf.Tensor, operands, attrs['equation'] as string),
+    },
+    {
+      kernelName: 'GatherNd',
+      inputsToSave: ['params', 'indices'],
+      gradFunc: (dy, [params, indices]) => ({
+        params: () => tf.scatterND(indices as tf.Tensor2D, dy as tf.Tensor, params.shape),
+        indices: () => tf.zeros(indices.shape),
+      }),
+    },
+    {
+      kernelName: 'ScatterNd',
+      inputsToSave: ['indices'],
+      gradFunc: (dy, [indices]) => ({
+        updates: () => tf.gatherND(dy as tf.Tensor, indices),
+        indices: () => tf.zeros(indices.shape),
+      }),
+    },
+    {
+      kernelName: 'StridedSlice',
+      inputsToSave: ['x'],
+      gradFunc: (dy, [x], attrs) => ({ x: () => stridedSliceGradient(dy as tf.Tensor, x.shape, attrs) }),
+    },
+    {
+      kernelName: 'DepthToSpace',
+      inputsToSave: ['x'],
+      gradFunc: (dy, [x], attrs) => ({ x: () => spaceToDepth(dy as tf.Tensor, x.shape, attrs) }),
+    },
+    {
+      kernelName: 'Cumprod',
+      inputsToSave: ['x'],
+      gradFunc: (dy, [x], attrs) => ({ x: () => cumprodGradient(dy as tf.Tensor, x, attrs) }),
+    },
+    {
+      kernelName: 'TopK',
+      inputsToSave: ['x'],
+      outputsToSave: [false, true],
+      gradFunc: (dys, [x, indices]) => ({
+        x: () => {
+          const n = x.shape[x.rank - 1];
+          const k = indices.shape[indices.rank - 1];
+          const starts = tf.range(0, x.size, n, 'int32');
+          const flat = tf.add(tf.reshape(indices, [x.size / n, k]), tf.reshape(starts, [x.size / n, 1]));
+          const places = tf.reshape(flat, [indices.size, 1]) as tf.Tensor2D;
+          return tf.reshape(
+            tf.scatterND(places, tf.reshape((dys as tf.Tensor[])[0], [indices.size]), [x.size]),
+            x.shape,
+          );
+        },
+      }),
+    },
+    {
+      kernelName: 'Tile',
+      inputsToSave: ['x'],
+      gradFunc: (dy, [x], attrs) => ({
+        x: () => {
+          const reps = attrs['reps'] as number[];
+          const split = tf.reshape(
+            dy as tf.Tensor,
+            x.shape.flatMap((n, i) => (reps[i] === 1 ? [n] : [reps[i], n])),
+          );
+          const axes: number[] = [];
+          let axis = 0;
+          for (const rep of reps) {
+            if (rep !== 1) axes.push(axis++);
+            axis++;
+          }
+          return tf.reshape(axes.length > 0 ? tf.sum(split, axes) : split, x.shape);
+        },
+      }),
+    },
+  ];
+}
+
+/** Each operand's gradient is the sum of products of dy and the other operands, spread along axes it alone has. */
+function einsumGradient(dy: tf.Tensor, operands: tf.Tensor[], equation: string): Record<string, () => tf.Tensor> {
+  const { inputs, output } = parseEinsum(
+    equation,
+    operands.map((operand) => operand.shape),
+  );
+  const gradient = (i: number): tf.Tensor => {
+    const others = operands.filter((_, j) => j !== i);
+    const terms = [output, ...inputs.filter((_, j) => j !== i)];
+    const reachable = inputs[i].filter((label) => terms.some((term) => term.includes(label)));
+    const product = einsum(`${terms.map((t) => t.join('')).join(',')}->${reachable.join('')}`, dy, ...others);
+    if (reachable.length === inputs[i].length) return product;
+    const lifted = tf.reshape(
+      product,
+      inputs[i].map((label, axis) => (reachable.includes(label) ? operands[i].shape[axis] : 1)),
+    );
+    return tf.mul(lifted, tf.ones(operands[i].shape));
+  };
+  return Object.fromEntries(operands.map((_, i) => [String(i), () => gradient(i)]));
+}
+
+/** Puts dy back between the skipped entries, axis by axis, each seen as [outer, axis, inner]. */
+function stridedSliceGradient(dy: tf.Tensor, shape: number[], attrs: tf.NamedAttrMap): tf.Tensor {
+  const a = attrs as unknown as Record<'begin' | 'end' | 'strides', number[]> & Record<string, number>;
+  const { begin, end, strides } = tf.slice_util.sliceInfo(
+    shape,
+    a.begin,
+    a.end,
+    a.strides,
+    a['beginMask'],
+    a['endMask'],
+    a['ellipsisMask'],
+    a['newAxisMask'],
+    a['shrinkAxisMask'],
+  );
+  if (dy.size === 0) return tf.zeros(shape);
+  const current = shape.map((_, i) => Math.ceil((end[i] - begin[i]) / strides[i]));
+  let g = dy;
+  for (let axis = 0; axis < shape.length; axis++) {
+    const [n, m, step] = [shape[axis], current[axis], Math.abs(strides[axis])];
+    if (m === n && strides[axis] === 1) continue;
+    const [outer, inner] = [sizeOf(current.slice(0, axis)), sizeOf(current.slice(axis + 1))];
+    g = tf.reshape(g, [outer, m, inner]);
+    if (strides[axis] < 0) g = tf.reverse(g, 1);
+    const span = (m - 1) * step + 1;
+    if (step > 1) {
+      const dilated = tf.pad(tf.reshape(g, [outer, m, 1, inner]), [
+        [0, 0],
+        [0, 0],
+        [0, step - 1],
+        [0, 0],
+      ]);
+      g = tf.slice(tf.reshape(dilated, [outer, m * step, inner]), [0, 0, 0], [outer, span, inner]);
+    }
+    const low = Math.min(begin[axis], begin[axis] + strides[axis] * (m - 1));
+    g = tf.pad(g, [
+      [0, 0],
+      [low, n - low - span],
+      [0, 0],
+    ]);
+    current[axis] = n;
+  }
+  return tf.reshape(g, shape);
+}
+
+function spaceToDepth(dy: tf.Tensor, shape: number[], attrs: tf.NamedAttrMap): tf.Tensor {
+  const s = attrs['blockSize'] as number;
+  if (attrs['dataFormat'] === 'NCHW') {
+    const [b, , h, w] = shape;
+    const blocks = tf.reshape(dy, [b, dy.shape[1]!, h, s, w, s]);
+    return tf.reshape(tf.transpose(blocks, [0, 3, 5, 1, 2, 4]), shape);
+  }
+  const [b, h, w] = shape;
+  const blocks = tf.reshape(dy, [b, h, s, w, s, dy.shape[3]!]);
+  return tf.reshape(tf.transpose(blocks, [0, 1, 3, 2, 4, 5]), shape);
+}
+
+/**
+ * dx_k = (Π_{j<k} x_j)·r_k, where r_k = Σ_{i≥k} dy_i·Π_{k<j≤i} x_j follows r_k = dy_k + x_{k+1}·r_{k+1}. No division, so
+ * zeros are exact; the recurrence is solved by recursive doubling in log₂ n steps.
+ */
+function cumprodGradient(dy: tf.Tensor, x: tf.Tensor, attrs: tf.NamedAttrMap): tf.Tensor {
+  const { axis, exclusive, reverse } = attrs as unknown as { axis: number; exclusive: boolean; reverse: boolean };
+  const n = x.shape[axis];
+  const [outer, inner] = [sizeOf(x.shape.slice(0, axis)), sizeOf(x.shape.slice(axis + 1))];
+  const canonical = (t: tf.Tensor): tf.Tensor => {
+    const flat = tf.reshape(t, [outer, n, inner]);
+    return reverse ? tf.reverse(flat, 1) : flat;
+  };
+  const shift = (t: tf.Tensor, by: number): tf.Tensor =>
+    by >= n
+      ? tf.zeros([outer, n, inner])
+      : tf.pad(tf.slice(t, [0, by, 0], [outer, n - by, inner]), [
+          [0, 0],
+          [0, by],
+          [0, 0],
+        ]);
+  const factors = canonical(x);
+  let r = exclusive ? shift(canonical(dy), 1) : canonical(dy);
+  let a = shift(factors, 1);
+  for (let by = 1; by < n; by *= 2) {
+    r = tf.add(r, tf.mul(a, shift(r, by)));
+    a = tf.mul(a, shift(a, by));
+  }
+  const gradient = tf.mul(tf.cumprod(factors, 1, true, false), r);
+  return tf.reshape(reverse ? tf.reverse(gradient, 1) : gradient, x.shape);
+}
