@@ -1,1 +1,2 @@
 export { type ReadyOptions, ready } from './ready.ts';
+export * from './linalg.ts';
