@@ -1,1 +1,9 @@
-export {};
+export {
+  type GoldenCase,
+  type GoldenInputs,
+  type GoldenKind,
+  type GoldenResult,
+  readGolden,
+  testGolden,
+} from './golden.ts';
+export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-method.ts';

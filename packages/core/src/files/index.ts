@@ -25,3 +25,4 @@ export {
   type WritableTensor,
   writeSafetensors,
 } from './safetensors.ts';
+export { type ByteSource, openSource } from './source.ts';

@@ -12,18 +12,19 @@ export interface ByteSource {
 
 const CHUNK = 2 ** 30;
 
+/** Opens a path (Node), a Blob or File (browser), or bytes; read errors name the file, early ends are refused. */
 export async function openSource(source: string | Blob | Uint8Array): Promise<ByteSource> {
   if (typeof source === 'string') return openFile(source);
   if (source instanceof Uint8Array) {
     return {
-      name: 'safetensors bytes',
+      name: 'bytes in memory',
       size: source.length,
       read: async (offset, length) => source.subarray(offset, offset + length),
       close: async () => {},
     };
   }
   return {
-    name: 'name' in source ? String(source.name) : 'safetensors blob',
+    name: 'name' in source ? String(source.name) : 'blob',
     size: source.size,
     read: async (offset, length) => new Uint8Array(await source.slice(offset, offset + length).arrayBuffer()),
     close: async () => {},

@@ -16,6 +16,7 @@ const MATRIX_LENGTH = 64;
 const MATRIX_LENGTH_GPU = 4096;
 
 const byMatrix = (n: number): boolean => {
+  if ((globalThis as any).__fft) return (globalThis as any).__fft === "matrix";
   const onCpu = tf.backend() && ['cpu', 'wasm', 'tensorflow'].includes(tf.getBackend());
   return n <= (onCpu ? (tf.getBackend() === 'cpu' ? 16 : MATRIX_LENGTH) : MATRIX_LENGTH_GPU);
 };

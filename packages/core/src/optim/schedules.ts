@@ -1,10 +1,10 @@
 import { ensure } from '../errors.ts';
 
 /** A value that depends on the number of updates already made: `schedule(0)` is used for the first update. */
-export type Schedule = (step: number) => number;
+export type ScalarSchedule = (step: number) => number;
 
 /** A number, or one that changes with the step. */
-export type NumberOrSchedule = number | Schedule;
+export type NumberOrSchedule = number | ScalarSchedule;
 
 /** `value` at `step`, whether it is scheduled or not. */
 export function valueAt(value: NumberOrSchedule, step: number): number {
@@ -12,7 +12,7 @@ export function valueAt(value: NumberOrSchedule, step: number): number {
 }
 
 /** The same value at every step. */
-export function constant(value: number): Schedule {
+export function constant(value: number): ScalarSchedule {
   return () => value;
 }
 
@@ -21,7 +21,7 @@ export function constant(value: number): Schedule {
  *
  * @throws MatforgeError when `steps` is not a positive integer.
  */
-export function linear({ from, to, steps }: { from: number; to: number; steps: number }): Schedule {
+export function linear({ from, to, steps }: { from: number; to: number; steps: number }): ScalarSchedule {
   checkSteps('linear.steps', steps);
   return (step) => from + (to - from) * Math.min(1, step / steps);
 }
@@ -32,7 +32,7 @@ export function linear({ from, to, steps }: { from: number; to: number; steps: n
  *
  * @throws MatforgeError when `steps` is not a positive integer.
  */
-export function warmup({ peak, steps }: { peak: number; steps: number }): Schedule {
+export function warmup({ peak, steps }: { peak: number; steps: number }): ScalarSchedule {
   checkSteps('warmup.steps', steps);
   return (step) => peak * Math.min(1, (step + 1) / steps);
 }
@@ -42,7 +42,7 @@ export function warmup({ peak, steps }: { peak: number; steps: number }): Schedu
  *
  * @throws MatforgeError when `steps` is not a positive integer.
  */
-export function cosine({ peak, steps, end = 0 }: { peak: number; steps: number; end?: number }): Schedule {
+export function cosine({ peak, steps, end = 0 }: { peak: number; steps: number; end?: number }): ScalarSchedule {
   checkSteps('cosine.steps', steps);
   return (step) => end + (peak - end) * 0.5 * (1 + Math.cos(Math.PI * Math.min(1, step / steps)));
 }
@@ -52,7 +52,7 @@ export function cosine({ peak, steps, end = 0 }: { peak: number; steps: number; 
  *
  * @throws MatforgeError when `steps` is not an integer above `warmup`.
  */
-export function warmupCosine(options: { peak: number; warmup: number; steps: number; end?: number }): Schedule {
+export function warmupCosine(options: { peak: number; warmup: number; steps: number; end?: number }): ScalarSchedule {
   const { peak, warmup: rise, steps, end = 0 } = options;
   ensure(
     Number.isInteger(rise) && rise >= 0 && Number.isInteger(steps) && steps > rise,

@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure, refuse } from '../errors.ts';
-import { type NumberOrSchedule, type Schedule, valueAt } from './schedules.ts';
+import { type NumberOrSchedule, type ScalarSchedule, valueAt } from './schedules.ts';
 import { chain, type GradientTransformation, mapNamed, stateless } from './transformation.ts';
 import type { NamedTensors } from './tree.ts';
 
@@ -13,7 +13,7 @@ export function scale(factor: number): GradientTransformation {
 }
 
 /** Multiplies every update by `schedule(step)`. */
-export function scaleBySchedule(schedule: Schedule): GradientTransformation<{ count: number }> {
+export function scaleBySchedule(schedule: ScalarSchedule): GradientTransformation<{ count: number }> {
   return {
     init: () => ({ count: 0 }),
     update: (updates, { count }) => ({

@@ -1,0 +1,408 @@
+import * as tf from '@tensorflow/tfjs';
+import type {
+  AnyConfiguredMethod,
+  AnyLinearMethod,
+  Group,
+  InitContext,
+  PlannedSite,
+  SitePlan,
+  TensorSpec,
+} from '../contracts/linear-method.ts';
+import { ensure, refuse } from '../errors.ts';
+import { tidyTree } from '../optim/tree.ts';
+import { hash, type Random, random } from '../tensors/random.ts';
+import { type Calibration, calibrate, type SiteStatistics } from './calibrate.ts';
+import { addGradientHook } from './hooks.ts';
+import {
+  type Adapter,
+  type AttachedSite,
+  BASE,
+  type BiasOption,
+  closeHost,
+  forwardContext,
+  type Host,
+  hostLayer,
+  hostOf,
+  markTrainable,
+  openHost,
+  stack,
+} from './host.ts';
+import { saveMerged } from './merge.ts';
+import { runHooksInOptimizer } from './optimizer-hooks.ts';
+import { assign, type LayerSite, type LayerVariable, selectSites, type Targets } from './sites.ts';
+
+/** Options of {@link attach}. */
+export interface AttachOptions {
+  /**
+   * Which layers: names (exact or dotted suffix), a full-match pattern, `'all-linear'` (every dense layer but an
+   * `lm_head`), or a predicate. Default `'all-linear'`.
+   */
+  targets?: Targets;
+  /** Layers to leave out; wins over `targets`. */
+  exclude?: Targets;
+  /** Name of the adapter, for switching and files. Default `'default'`. */
+  name?: string;
+  /** Seed of everything random. Default 0. */
+  seed?: number;
+  /** Data for methods that need activations or gradients. */
+  calibration?: Calibration;
+  /** Biases that train along: none (default), all of the model's, or those of the adapted layers. */
+  bias?: BiasOption;
+  /** Layers that train in full and are stored with the adapter, e.g. a new classifier head. */
+  modulesToSave?: readonly string[];
+}
+
+/**
+ * Attaches a method to layers of a model and makes it the active adapter.
+ *
+ * The model is changed in place and returned: its layers' `call` runs the method, the method's trainable tensors are
+ * weights of the layers, everything else is frozen as the method says. `compile`, `fit`, `predict`, `summary` and
+ * callbacks work as before.
+ *
+ * @throws MatforgeError for targets that match nothing (lists the candidates), a name in use, a configuration that a
+ *   layer does not fit, missing calibration data, or kernels with values that are not finite. The model is then as before.
+ */
+export async function attach<M extends tf.LayersModel>(
+  model: M,
+  configured: AnyConfiguredMethod,
+  options: AttachOptions = {},
+): Promise<M> {
+  return attachWith(model, configured, options);
+}
+
+/** Values that take the place of a method's start values, e.g. from a file. */
+export type Provide = (site: LayerSite, tensor: string, spec: TensorSpec) => tf.Tensor | undefined;
+
+/** {@link attach} with start values from elsewhere: with `provide`, neither `init` nor calibration runs. */
+export async function attachWith<M extends tf.LayersModel>(
+  model: M,
+  configured: AnyConfiguredMethod,
+  options: AttachOptions,
+  provide?: Provide,
+): Promise<M> {
+  const {
+    targets = 'all-linear',
+    exclude,
+    name = 'default',
+    seed = 0,
+    calibration,
+    bias = 'none',
+    modulesToSave = [],
+  } = options;
+  const { method, config } = configured;
+  ensure(
+    method?.contract === 'linear',
+    'method',
+    () => 'is not a configured linear method; pass for example lora({ rank: 8 })',
+  );
+  ensure(name !== BASE && name.length > 0, 'name', () => `"${name}" is reserved; choose another adapter name`);
+  const sites = selectSites(model, targets, exclude);
+  const group: Group = {
+    sites,
+    maxIn: Math.max(...sites.map(({ inDim }) => inDim)),
+    maxOut: Math.max(...sites.map(({ outDim }) => outDim)),
+  };
+  for (const site of sites) {
+    if (site.kind === 'embedding' && !method.lookup)
+      refuse(site.name, `${method.info.id} cannot be applied to an embedding; exclude it`);
+    if (site.kind === 'conv2d' && !method.kernel)
+      refuse(site.name, `${method.info.id} cannot be applied to a convolution; exclude it`);
+    ensure(
+      finite(site.weight.read()),
+      site.name,
+      () => 'the kernel has values that are not finite; repair the checkpoint first',
+    );
+  }
+
+  const host = openHost(model);
+  ensure(
+    !host.adapters.has(name),
+    'name',
+    () => `an adapter "${name}" is attached already; choose another name or detach it`,
+  );
+  ensure(host.merged.length === 0, 'model', () => `has merged adapters (${host.merged.join(', ')}); unmerge first`);
+  for (const site of sites) hostLayer(host, site);
+  let statistics = new Map<string, SiteStatistics>();
+  const adapter: Adapter = {
+    name,
+    configured,
+    seed,
+    bias,
+    modulesToSave,
+    sites: new Map(),
+    shared: new Map(),
+    random: random(seed).fork('dropout'),
+    stopped: new Set(),
+  };
+  try {
+    if (method.needs?.length && !provide) {
+      const data =
+        calibration ??
+        refuse('calibration', `is missing: ${method.info.id} needs ${method.needs.join(' and ')} of every layer`);
+      const statistic = (x: tf.Tensor2D) => method.statistic?.(x, config) ?? (tf.matMul(x, x, true) as tf.Tensor2D);
+      statistics = await calibrate(host, sites, method.needs, data, statistic);
+    }
+    makeTensors(host, adapter, sites, group, statistics, provide);
+  } catch (error) {
+    removeAdapter(host, adapter);
+    if (host.adapters.size === 0) closeHost(host);
+    throw error;
+  } finally {
+    tf.dispose([...statistics.values()].flatMap((entry) => Object.values(entry)));
+  }
+  if (host.adapters.size === 0) {
+    saveMerged(host);
+    runHooksInOptimizer(host);
+  }
+  host.adapters.set(name, adapter);
+  host.active = [name];
+  addPenalty(host, adapter);
+  startSchedule(host, adapter);
+  markTrainable(host);
+  return model;
+}
+
+/** Plans, checks and makes every tensor; nothing stays behind when a site refuses. */
+function makeTensors(
+  host: Host,
+  adapter: Adapter,
+  sites: readonly LayerSite[],
+  group: Group,
+  statistics: Map<string, SiteStatistics>,
+  provide: Provide | undefined,
+): void {
+  const { method, config } = adapter.configured;
+  const source = random(adapter.seed);
+  const plans: Record<string, SitePlan<object>> = tidyTree(
+    () =>
+      method.plan?.(
+        sites.map((site) => planned(site, statistics.get(site.name))),
+        config,
+        source.fork('plan'),
+      ) ?? {},
+  );
+  const configs = new Map(sites.map(({ name }) => [name, { ...config, ...plans[name]?.config }]));
+  for (const site of sites) method.validate?.(site, configs.get(site.name));
+  for (const site of sites) {
+    const siteConfig = configs.get(site.name);
+    const specs = declared(method.tensors({ inDim: site.inDim, outDim: site.outDim, config: siteConfig, site, group }));
+    const made = tf.tidy(() => {
+      const context: InitContext<object> = {
+        ...planned(site, statistics.get(site.name)),
+        site,
+        group,
+        config: siteConfig,
+        random: source.fork(site.name),
+        data: plans[site.name]?.data ?? {},
+      };
+      const given = provide ? (key: string) => provide(site, key, specs[key]) : asLookup(method.init?.(context));
+      return makeSite(method, specs, adapter, context, given);
+    });
+    adapter.sites.set(site.name, hold(adapter, site, siteConfig, specs, made));
+  }
+  tf.dispose(Object.values(plans).flatMap(({ data }) => Object.values(data ?? {})));
+}
+
+function planned(site: LayerSite, statistics: SiteStatistics | undefined): PlannedSite {
+  const { name, kind, inDim, outDim, weight, layer } = site;
+  const kernel = tf.reshape(weight.read(), [inDim, outDim]) as tf.Tensor2D;
+  return {
+    name,
+    kind,
+    inDim,
+    outDim,
+    kernel,
+    bias: (layer.bias?.read() as tf.Tensor1D | undefined) ?? null,
+    ...statistics,
+  };
+}
+
+/** The declarations without the tensors that a configuration leaves out. */
+export function declared(specs: Partial<Record<string, TensorSpec>>): Record<string, TensorSpec> {
+  return Object.fromEntries(Object.entries(specs).filter((entry): entry is [string, TensorSpec] => entry[1] !== undefined));
+}
+
+function asLookup(values: Partial<Record<string, tf.Tensor>> = {}): (key: string) => tf.Tensor | undefined {
+  return (key) => values[key];
+}
+
+/** The start values of one site, checked against their declarations. */
+function makeSite(
+  method: AnyLinearMethod,
+  specs: Record<string, TensorSpec>,
+  adapter: Adapter,
+  context: InitContext<object>,
+  given: (key: string) => tf.Tensor | undefined,
+): Record<string, tf.Tensor> {
+  return Object.fromEntries(
+    Object.entries(specs).map(([key, spec]) => {
+      const where = `${context.site.name}.${key}`;
+      const held = spec.shared === undefined ? undefined : adapter.shared.get(spec.shared);
+      // Shared tensors draw from the adapter's seed, not the site's, so that the order of sites does not matter.
+      const stream =
+        spec.shared === undefined ? context.random.fork(key) : random(adapter.seed).fork(`shared/${spec.shared}`);
+      const value =
+        held ??
+        given(key) ??
+        spec.initializer?.(spec.shape, stream) ??
+        refuse(where, `${method.info.id} gives this tensor no start value`);
+      ensure(
+        value.shape.length === spec.shape.length && value.shape.every((size, axis) => size === spec.shape[axis]),
+        where,
+        () => `has shape [${value.shape}], but [${spec.shape}] is needed`,
+      );
+      // A start value may alias the kernel or serve twice; what is kept must be the site's own.
+      return [key, held ?? tf.clone(value)];
+    }),
+  );
+}
+
+/** Trainable tensors become weights of the layer, the others are kept beside it. */
+function hold(
+  adapter: Adapter,
+  site: LayerSite,
+  config: object,
+  specs: Record<string, TensorSpec>,
+  made: Record<string, tf.Tensor>,
+): AttachedSite {
+  const weights: Record<string, LayerVariable> = {};
+  const tensors: Record<string, tf.Tensor> = {};
+  for (const [key, spec] of Object.entries(specs)) {
+    const held = spec.shared === undefined ? undefined : adapter.shared.get(spec.shared);
+    if (held) {
+      tensors[key] = held;
+      continue;
+    }
+    if (spec.role === 'trainable') {
+      const weight = site.layer.addWeight(`${adapter.name}/${key}`, spec.shape, 'float32', { apply: () => made[key] });
+      weights[key] = weight;
+      tensors[key] = weight.read();
+    } else {
+      tensors[key] = tf.keep(made[key]);
+    }
+    if (spec.shared !== undefined) adapter.shared.set(spec.shared, tensors[key]);
+  }
+  return { site, config, tensors, weights };
+}
+
+/** Random numbers that belong to one site of an adapter, as {@link attach} draws them. */
+export function siteRandom(seed: number, siteName: string): Random {
+  return random(seed).fork(siteName);
+}
+
+function addPenalty(host: Host, adapter: Adapter): void {
+  const { method } = adapter.configured;
+  const { penalty } = method;
+  if (!penalty) return;
+  const [{ site }] = adapter.sites.values();
+  const loss = () =>
+    tf.tidy(() => {
+      if (!host.active.includes(adapter.name)) return tf.scalar(0);
+      const terms = [...adapter.sites.values()].map((attached) =>
+        penalty(attached.tensors, forwardContext(adapter, attached, stack(host, attached.site, [], true), true)),
+      );
+      return tf.addN(terms) as tf.Scalar;
+    });
+  site.layer._losses.push(loss);
+  const { removeHook } = adapter;
+  adapter.removeHook = () => {
+    removeHook?.();
+    site.layer._losses.splice(site.layer._losses.indexOf(loss), 1);
+  };
+}
+
+function startSchedule(host: Host, adapter: Adapter): void {
+  const { method, config } = adapter.configured;
+  if (!method.schedule) return;
+  const sites = [...adapter.sites.values()];
+  const schedule = method.schedule(sites, config);
+  adapter.schedule = schedule;
+  const remove = addGradientHook(host.model, (gradients, { step, totalSteps }) => {
+    if (!host.active.includes(adapter.name)) return;
+    const decision = schedule.onStep({
+      step,
+      totalSteps,
+      gradient: (site, tensor) => {
+        const weight = adapter.sites.get(site)?.weights[tensor];
+        return weight && !adapter.stopped.has(weight) ? (gradients[weight.read().name] ?? null) : null;
+      },
+    });
+    if (!decision) return;
+    const weightOf = ({ site, tensor }: { site: string; tensor: string }) =>
+      adapter.sites.get(site)?.weights[tensor] ??
+      refuse(`${site}.${tensor}`, 'is not a trainable tensor of the adapter');
+    for (const reference of decision.freeze ?? []) {
+      const weight = weightOf(reference);
+      adapter.stopped.add(weight);
+      weight.trainable = false;
+      gradients[weight.read().name] = null;
+    }
+    const before = (decision.masks ?? []).map((entry) => ({
+      weight: weightOf(entry),
+      mask: entry.mask,
+      value: tf.clone(weightOf(entry).read()),
+    }));
+    return () => {
+      for (const { weight, mask, value } of before) {
+        assign(
+          weight,
+          tf.tidy(() => tf.add(tf.mul(weight.read(), mask), tf.mul(value, tf.sub(1, mask)))),
+        );
+        value.dispose();
+        mask.dispose();
+      }
+      for (const { value, ...reference } of decision.assign ?? []) assign(weightOf(reference), value);
+    };
+  });
+  const { removeHook } = adapter;
+  adapter.removeHook = () => {
+    removeHook?.();
+    remove();
+    schedule.dispose?.();
+  };
+}
+
+/** Frees an adapter's tensors and takes its weights off their layers. */
+function removeAdapter(host: Host, adapter: Adapter): void {
+  adapter.removeHook?.();
+  const kept = new Set<tf.Tensor>();
+  for (const { site, tensors, weights } of adapter.sites.values()) {
+    const own = new Set(Object.values(weights));
+    site.layer._trainableWeights = site.layer._trainableWeights.filter((weight) => !own.has(weight));
+    site.layer._addedWeightNames = site.layer._addedWeightNames.filter((name) => !name.startsWith(`${adapter.name}/`));
+    for (const tensor of Object.values(tensors)) kept.add(tensor);
+  }
+  for (const tensor of kept) tensor.dispose();
+  adapter.sites.clear();
+  host.adapters.delete(adapter.name);
+  host.active = host.active.filter((name) => name !== adapter.name);
+}
+
+/**
+ * Removes an adapter, or all of them. The base model is then bit for bit what it was before.
+ *
+ * @param name the adapter; default all.
+ */
+export function detach<M extends tf.LayersModel>(model: M, name?: string): M {
+  const host = hostOf(model);
+  ensure(host.merged.length === 0, 'model', () => `has merged adapters (${host.merged.join(', ')}); unmerge first`);
+  const names = name === undefined ? [...host.adapters.keys()] : [name];
+  for (const each of names) {
+    const adapter =
+      host.adapters.get(each) ??
+      refuse('name', `there is no adapter "${each}"; attached: ${[...host.adapters.keys()].join(', ')}`);
+    removeAdapter(host, adapter);
+  }
+  if (host.adapters.size === 0) closeHost(host);
+  else markTrainable(host);
+  return model;
+}
+
+/** True when every entry is finite. */
+export function finite(tensor: tf.Tensor): boolean {
+  // A sum is finite only if all terms are; it costs one pass and no mask. Overflow of finite terms is ruled out by scaling.
+  return tf.tidy(() => Number.isFinite(tf.sum(tf.mul(tensor, 1e-6)).dataSync()[0]));
+}
+
+/** The seed of a name: for methods that draw per site. */
+export const seedOf = hash;
