@@ -8,14 +8,11 @@ import {
   chain,
   clip,
   clipByGlobalNorm,
-  constant,
-  cosine,
   defineTransformation,
   disposeTree,
   flattenTree,
   type GradientTransformation,
   graft,
-  linear,
   lion,
   masked,
   partition,
@@ -23,13 +20,13 @@ import {
   scale,
   scaleByAdam,
   scaleByLearningRate,
+  schedules,
   sgd,
   toOptimizer,
   unflattenTree,
-  warmup,
-  warmupCosine,
 } from '../src/optim/index.ts';
 
+const { constant, cosine, linear, warmup, warmupCosine } = schedules;
 let before: number;
 beforeAll(() => tf.setBackend('cpu'));
 beforeEach(() => {

@@ -42,6 +42,12 @@ export class TransformationOptimizer extends tf.Optimizer {
     return 'TransformationOptimizer';
   }
 
+  /** tfjs lets every object with the methods of an optimizer pass for an instance; here the class counts. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    // biome-ignore lint/complexity/noThisInStatic: a subclass must not accept instances of its base class.
+    return Object.prototype.isPrototypeOf.call(this.prototype, value as object);
+  }
+
   readonly transformation: GradientTransformation;
   private tree: unknown;
   private names = new Set<string>();

@@ -249,7 +249,8 @@ class Run<B> {
           at.reason = 'aborted';
           return;
         }
-        if (!(await this.step(opened))) {
+        const stepped = await this.step(opened);
+        if (!stepped || at.batch === this.source.length) {
           await this.endEpoch();
           return;
         }
@@ -342,11 +343,12 @@ class Run<B> {
   }> {
     const kept: Record<string, tf.Scalar> = {};
     const context = { training: true, step: this.at.step, random: this.random };
-    const { value, grads } = tf.variableGrads(() => {
+    const forward = (): tf.Scalar => {
       const { loss, metrics } = this.trainee.compute(batch, context);
       for (const [key, metric] of Object.entries(metrics)) kept[key] = tf.keep(metric.clone());
       return loss;
-    }, this.trainee.trainable());
+    };
+    const { value, grads } = tf.variableGrads(forward, this.trainee.trainable());
     const values: Record<string, number> = { loss: (await value.data())[0] };
     for (const [key, metric] of Object.entries(kept)) values[key] = (await metric.data())[0];
     tf.dispose([value, Object.values(kept)]);
@@ -426,7 +428,8 @@ class Run<B> {
       ...(at.evaluation && { evaluation: at.evaluation }),
     });
     if (every !== undefined && at.evaluation) {
-      this.checkEarlyStop(Object.fromEntries(Object.entries(at.evaluation).map(([key, v]) => [`val_${key}`, v])));
+      const measured = Object.entries(at.evaluation).map(([key, value]) => [`val_${key}`, value]);
+      this.checkEarlyStop({ loss: at.loss, ...metrics, ...Object.fromEntries(measured) });
     }
     if (at.reason === null && this.callbacks.stopped()) at.reason = 'callback';
     await this.saveWhenDue();
@@ -701,7 +704,7 @@ class Callbacks {
 
   /** True when a callback has asked for the end by `model.stopTraining`. */
   stopped(): boolean {
-    return (this.model as { stopTraining_?: boolean } | undefined)?.stopTraining_ === true;
+    return this.model?.stopTraining === true;
   }
 
   async trainBegin(): Promise<void> {

@@ -85,7 +85,8 @@ function functionTrainee<B>(model: FunctionModel<B>): Trainee<B> {
 }
 
 function layersTrainee(model: tf.LayersModel): Trainee<Batch> {
-  const compiled = ((model as { model?: tf.LayersModel }).model ?? model) as unknown as Compiled;
+  // A sequential model keeps what compile() made in an inner model, which is built late.
+  const compiledModel = (): Compiled => ((model as { model?: tf.LayersModel }).model ?? model) as unknown as Compiled;
   return {
     model,
     weights: () => model.weights.map((weight) => weight.read() as tf.Variable),
@@ -97,6 +98,7 @@ function layersTrainee(model: tf.LayersModel): Trainee<Batch> {
       });
     },
     compute(batch, { training }) {
+      const compiled = compiledModel();
       const xs = byPosition(batch.xs, model.inputNames, 'data.xs');
       const ys = byPosition(batch.ys, model.outputNames, 'data.ys');
       xs.forEach((x, i) => {
