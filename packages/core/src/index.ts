@@ -9,6 +9,7 @@ export * from './host/active.ts';
 export { load, type LoadOptions, save, type SaveOptions } from './host/adapter-files.ts';
 export { attach, type AttachOptions, detach } from './host/attach.ts';
 export type { Batch, Calibration } from './host/calibrate.ts';
+export * from './host/functional.ts';
 export * from './host/hooks.ts';
 export { BASE, type BiasOption } from './host/host.ts';
 export { merge, type MergeOptions, unmerge } from './host/merge.ts';

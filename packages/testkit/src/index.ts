@@ -7,3 +7,4 @@ export {
   testGolden,
 } from './golden.ts';
 export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
+export { lossAndGradients } from './gradients.ts';

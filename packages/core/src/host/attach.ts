@@ -10,7 +10,7 @@ import type {
 } from '../contracts/linear-method.ts';
 import { ensure, refuse } from '../errors.ts';
 import { tidyTree } from '../optim/tree.ts';
-import { hash, type Random, random } from '../tensors/random.ts';
+import { random } from '../tensors/random.ts';
 import { type Calibration, calibrate, type SiteStatistics } from './calibrate.ts';
 import { addGradientHook } from './hooks.ts';
 import {
@@ -227,10 +227,10 @@ function asLookup(values: Partial<Record<string, tf.Tensor>> = {}): (key: string
 }
 
 /** The start values of one site, checked against their declarations. */
-function makeSite(
+export function makeSite(
   method: AnyLinearMethod,
   specs: Record<string, TensorSpec>,
-  adapter: Adapter,
+  adapter: Pick<Adapter, 'seed' | 'shared'>,
   context: InitContext<object>,
   given: (key: string) => tf.Tensor | undefined,
 ): Record<string, tf.Tensor> {
@@ -283,11 +283,6 @@ function hold(
     if (spec.shared !== undefined) adapter.shared.set(spec.shared, tensors[key]);
   }
   return { site, config, tensors, weights };
-}
-
-/** Random numbers that belong to one site of an adapter, as {@link attach} draws them. */
-export function siteRandom(seed: number, siteName: string): Random {
-  return random(seed).fork(siteName);
 }
 
 function addPenalty(host: Host, adapter: Adapter): void {
@@ -403,6 +398,3 @@ export function finite(tensor: tf.Tensor): boolean {
   // A sum is finite only if all terms are; it costs one pass and no mask. Overflow of finite terms is ruled out by scaling.
   return tf.tidy(() => Number.isFinite(tf.sum(tf.mul(tensor, 1e-6)).dataSync()[0]));
 }
-
-/** The seed of a name: for methods that draw per site. */
-export const seedOf = hash;

@@ -8,8 +8,8 @@ import type {
   TrainingSchedule,
 } from '../contracts/linear-method.ts';
 import { ensure, refuse } from '../errors.ts';
-import { linear } from '../ops/index.ts';
 import type { Random } from '../tensors/random.ts';
+import { denseBase } from './dense-base.ts';
 import { containers, type HostLayer, type LayerSite, type LayerVariable, namedLayers } from './sites.ts';
 
 /** Stands for "no adapter" among the adapter names of a mixed batch. */
@@ -261,20 +261,12 @@ export function stack(host: Host, site: LayerSite, names: readonly string[], tra
   );
 }
 
-/** The layer's own map. */
+/** The layer's own map, as it was before merging. */
 function layerBase(host: Host, site: LayerSite): Base {
   const original = host.layers.get(site.name)?.original;
-  const kernel = () => tf.reshape(original?.kernel ?? site.weight.read(), [site.inDim, site.outDim]) as tf.Tensor2D;
+  const kernel = tf.reshape(original?.kernel ?? site.weight.read(), [site.inDim, site.outDim]) as tf.Tensor2D;
   const bias = (original ? original.bias : (site.layer.bias?.read() ?? null)) as tf.Tensor1D | null;
-  return {
-    get kernel() {
-      return kernel();
-    },
-    bias,
-    linear: (x) => linear(x, kernel()),
-    apply: (x) => linear(x, kernel(), bias ?? undefined),
-    lookup: (indices) => tf.gather(kernel(), indices),
-  };
+  return denseBase(kernel, bias);
 }
 
 /** The map of an adapter on top of `base`. */
@@ -304,7 +296,7 @@ function over(base: Base, adapter: Adapter, attached: AttachedSite, training: bo
 /** Kernel and bias of a method at a site. */
 export function denseForm(
   method: AnyLinearMethod,
-  attached: Pick<AttachedSite, 'tensors' | 'site' | 'config'>,
+  attached: { tensors: Record<string, tf.Tensor>; site: Site; config: unknown },
   context: ForwardContext<unknown>,
 ): { kernel: tf.Tensor2D; bias: tf.Tensor1D | null } {
   if (!isMergeable(method, attached.config)) {
