@@ -404,6 +404,26 @@ describe('defineTransformation', () => {
     expectClose(trajectory(demo(), 3, gradients), trajectory(adam({ learningRate: 0.1 }), 3, gradients));
   });
 
+  test('another rate is set in the method itself', () => {
+    const w = variableOf(tf.scalar(0));
+    const seen: number[] = [];
+    const method = defineTransformation({
+      info,
+      config: z.object({ learningRate: z.number().default(0) }),
+      init: () => ({}),
+      update(updates, state, _, { learningRate }) {
+        seen.push(learningRate);
+        return { updates, state };
+      },
+    });
+    const optimizer = method().optimizer();
+    optimizer.minimize(() => tf.square(w) as tf.Scalar, false, [w]);
+    optimizer.setLearningRate(0.25);
+    optimizer.minimize(() => tf.square(w) as tf.Scalar, false, [w]);
+    expect(seen).toEqual([0, 0.25]);
+    tf.dispose(w);
+  });
+
   test('names the option at fault', () => {
     expect(() => demo({ bound: 0 })).toThrow(/demo\.bound/);
     expect(() => demo({ learningrate: 1 } as never)).toThrow(

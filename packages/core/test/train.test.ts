@@ -14,11 +14,11 @@ import {
 import { random } from '../src/tensors/random.ts';
 import {
   addGradientHook,
-  type Batch,
   CHECKPOINT_FILE,
   evaluateModel,
   type FunctionModel,
   memoryStorage,
+  type TrainingBatch,
   type TrainingOptions,
   type TrainingProgress,
   train,
@@ -59,7 +59,7 @@ function classes(rows = 50): { xs: tf.Tensor; ys: tf.Tensor } {
 const valuesOf = (model: tf.LayersModel): number[][] => model.getWeights().map((w) => [...w.dataSync()]);
 
 /** Linear regression whose loss draws noise: data position, optimizer and randomness all matter. */
-function noisy(): FunctionModel<Batch> & { variables: { w: tf.Variable; b: tf.Variable }; dispose(): void } {
+function noisy(): FunctionModel<TrainingBatch> & { variables: { w: tf.Variable; b: tf.Variable }; dispose(): void } {
   const make = (value: tf.Tensor): tf.Variable => tf.tidy(() => tf.variable(value.clone()));
   const [zeros, zero] = [tf.zeros([4, 1]), tf.scalar(0)];
   const variables = { w: make(zeros), b: make(zero) };
@@ -117,13 +117,14 @@ describe('training a layers model', () => {
 
   test('datasets, arrays, generators and epoch functions of batches train alike', async () => {
     const data = classes(48);
-    const cut = (): Batch[] => tf.split(data.xs, 6).map((xs, i) => ({ xs, ys: tf.slice(data.ys, [8 * i, 0], [8, 3]) }));
+    const cut = (): TrainingBatch[] =>
+      tf.split(data.xs, 6).map((xs, i) => ({ xs, ys: tf.slice(data.ys, [8 * i, 0], [8, 3]) }));
     const array = cut();
     const rows = { xs: data.xs.arraySync() as number[][], ys: data.ys.arraySync() as number[][] };
     const dataset = tf.data
       .zip({ xs: tf.data.array(rows.xs), ys: tf.data.array(rows.ys) })
       .batch(8) as tf.data.Dataset<tf.TensorContainer>;
-    const forms: [string, TrainingOptions['batchSize'], Parameters<typeof train<Batch>>[1]][] = [
+    const forms: [string, TrainingOptions['batchSize'], Parameters<typeof train<TrainingBatch>>[1]][] = [
       ['tensors', 8, data],
       ['array', undefined, array],
       ['dataset', undefined, dataset],
@@ -236,7 +237,7 @@ describe('steps', () => {
     const results: number[][] = [];
     for (const options of [{ batchSize: 20 }, { batchSize: 6, accumulate: 4, steps: 1 }]) {
       const model = noisy();
-      const plain: FunctionModel<Batch> = {
+      const plain: FunctionModel<TrainingBatch> = {
         ...model,
         loss: (batch, c) => model.loss(batch, { ...c, training: false }),
       };
@@ -460,7 +461,7 @@ describe('bad input is refused', () => {
     const data = regression();
     const short = tf.slice(data.ys, 0, 3);
     const optimizer = adam();
-    const attempt = (given: unknown, options = {}) => train(model, given as Batch, { optimizer, ...options });
+    const attempt = (given: unknown, options = {}) => train(model, given as TrainingBatch, { optimizer, ...options });
     await expect(attempt({ xs: data.xs, ys: short })).rejects.toThrow('data.ys: 3 samples where xs has 40');
     await expect(attempt(7)).rejects.toThrow('data: accepted are');
     await expect(attempt([])).rejects.toThrow('data: an empty array of batches');

@@ -52,7 +52,10 @@ export function defineTransformation<Schema extends ConfigSchema, State>(
       config,
       init: (params) => definition.init(params, config),
       update: (updates, state, params) => definition.update(updates, state, params, config),
-      ...(typeof learningRate === 'number' && { learningRate }),
+      ...(typeof learningRate === 'number' && {
+        learningRate,
+        withLearningRate: (rate: number) => make({ ...config, learningRate: rate } as z.input<Schema>),
+      }),
       optimizer: () => new TransformationOptimizer(transformation),
     };
     return transformation;

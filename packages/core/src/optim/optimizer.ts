@@ -80,7 +80,9 @@ export class TransformationOptimizer extends tf.Optimizer {
     if (typeof own === 'function') {
       refuse('learningRate', 'the transformation follows a schedule of its own; give it a number to set the rate here');
     }
-    if (own === 0 && rate !== 0) refuse('learningRate', 'the transformation was made with learning rate 0');
+    if (own === 0 && rate !== 0 && !this.transformation.withLearningRate) {
+      refuse('learningRate', 'the transformation was made with learning rate 0; its updates cannot be rescaled');
+    }
     this.rate = rate;
   }
 
@@ -116,17 +118,16 @@ export class TransformationOptimizer extends tf.Optimizer {
     const absent = new Set([...this.names].filter((name) => !(name in updates)));
     const inputs = new Set<tf.Tensor>([...Object.values(updates), ...Object.values(params)]);
     const old = this.tree;
-    const own = this.transformation.learningRate;
-    const factor = this.rate === undefined ? 1 : this.rate === 0 ? 0 : this.rate / (typeof own === 'number' ? own : 1);
+    const { transformation, factor } = this.atRate();
 
     this.tree = tidyTree(() => {
       let state = old;
-      if (state === undefined) state = this.transformation.init(params);
+      if (state === undefined) state = transformation.init(params);
       else if (joining.size > 0) {
         const joined = Object.fromEntries([...joining].map((name) => [name, params[name]]));
-        state = graft(state, this.transformation.init(joined), joining);
+        state = graft(state, transformation.init(joined), joining);
       }
-      const result = this.transformation.update(updates, state, params);
+      const result = transformation.update(updates, state, params);
       for (const [name, update] of Object.entries(result.updates)) {
         const variable = params[name];
         variable.assign(tf.add(variable, factor === 1 ? update : tf.mul(update, factor)));
@@ -138,6 +139,17 @@ export class TransformationOptimizer extends tf.Optimizer {
     });
     for (const name of joining) this.names.add(name);
     disposeTree(old, this.tree);
+  }
+
+  /** The transformation at the rate that was set, and the factor that its updates still need. */
+  private atRate(): { transformation: GradientTransformation; factor: number } {
+    const { transformation, rate } = this;
+    if (rate === undefined) return { transformation, factor: 1 };
+    if (transformation.withLearningRate) {
+      return { transformation: transformation.withLearningRate(rate), factor: 1 };
+    }
+    const own = transformation.learningRate;
+    return { transformation, factor: rate === 0 ? 0 : rate / (typeof own === 'number' ? own : 1) };
   }
 
   /** A copy of the state, for a checkpoint. The caller owns its tensors ({@link disposeTree}). */

@@ -21,6 +21,8 @@ export interface GradientTransformation<State = unknown> {
    * lets an optimizer follow a schedule from outside.
    */
   readonly learningRate?: NumberOrSchedule;
+  /** The same transformation, on the same states, with another rate; where absent, updates are rescaled instead. */
+  withLearningRate?(rate: number): GradientTransformation<State>;
 }
 
 /** Applies transformations one after the other; the state is the list of their states. */

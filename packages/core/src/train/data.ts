@@ -6,7 +6,7 @@ import { type Random, random } from '../tensors/random.ts';
 export type Tensors = tf.Tensor | tf.Tensor[] | Record<string, tf.Tensor>;
 
 /** Inputs and targets; the first axis of every tensor counts the samples. */
-export interface Batch {
+export interface TrainingBatch {
   xs: Tensors;
   ys: Tensors;
 }
@@ -24,7 +24,7 @@ export interface EpochInfo {
  * iterable of batches, or a function that opens an epoch. Batches that come out of a dataset, a generator or a function
  * belong to the loop, which disposes them; batches in an array stay the caller's.
  */
-export type TrainingData<B = Batch> =
+export type TrainingData<B = TrainingBatch> =
   | (B & { readonly [Symbol.iterator]?: never })
   | tf.data.Dataset<tf.TensorContainer>
   | Iterable<B>
@@ -70,7 +70,7 @@ export function openData<B>(data: TrainingData<B>, options: BatchOptions, field 
   }
   if (isIterable(given)) return iterableSource<B>(() => given as Iterable<B>, true);
   if (typeof given === 'object' && given !== null && 'xs' in given) {
-    return tensorSource(given as unknown as Batch, options, field) as unknown as BatchSource<B>;
+    return tensorSource(given as unknown as TrainingBatch, options, field) as unknown as BatchSource<B>;
   }
   refuse(
     field,
@@ -86,7 +86,7 @@ function isIterable(value: unknown): boolean {
   return typeof value === 'object' && value !== null && (Symbol.iterator in value || Symbol.asyncIterator in value);
 }
 
-function tensorSource(data: Batch, options: BatchOptions, field: string): BatchSource<Batch> {
+function tensorSource(data: TrainingBatch, options: BatchOptions, field: string): BatchSource<TrainingBatch> {
   const { batchSize = 32, shuffle = true, dropRemainder = false, seed = 0 } = options;
   ensure(
     Number.isInteger(batchSize) && batchSize >= 1,

@@ -17,7 +17,6 @@ import {
   writeTree,
 } from './checkpoint.ts';
 import {
-  type Batch,
   type BatchOptions,
   type BatchSource,
   disposeBatch,
@@ -25,6 +24,7 @@ import {
   type OpenEpoch,
   openData,
   rowsOf,
+  type TrainingBatch,
   type TrainingData,
 } from './data.ts';
 import {
@@ -58,7 +58,7 @@ export interface TrainingProgress {
 /** tfjs's callbacks: an object of functions, or an instance of `tf.Callback`. */
 export type TrainingCallback = tf.CustomCallbackArgs | tf.Callback;
 
-export interface TrainingOptions<B = Batch> extends BatchOptions {
+export interface TrainingOptions<B = TrainingBatch> extends BatchOptions {
   /** Default: the optimizer that the model was compiled with. A transformation's state ends with the run. */
   optimizer?: tf.Optimizer | GradientTransformation;
   /** Compiles a layers model; default: the loss it was compiled with. A function model brings its own. */
@@ -139,7 +139,7 @@ interface Position {
  * @throws MatforgeError for options that cannot be met (before anything runs), and when loss or gradient is not finite
  *   (naming step and batch; the parameters are those of the last good update, and so is the last checkpoint).
  */
-export async function train<B = Batch>(
+export async function train<B = TrainingBatch>(
   model: tf.LayersModel | FunctionModel<B>,
   data: TrainingData<B>,
   options: TrainingOptions<B> = {},
@@ -149,7 +149,7 @@ export async function train<B = Batch>(
 }
 
 /** Mean loss and metrics of a model over data, weighted by samples; nothing is trained. */
-export async function evaluateModel<B = Batch>(
+export async function evaluateModel<B = TrainingBatch>(
   model: tf.LayersModel | FunctionModel<B>,
   data: TrainingData<B>,
   options: { batchSize?: number; seed?: number } = {},
@@ -303,7 +303,7 @@ class Run<B> {
         try {
           await this.callbacks.batchBegin(at.batch, rowsOf(batch));
           const { values, gradients: found } = await this.backward(batch);
-          const weight = rowsOf((batch as Partial<Batch>).xs ?? batch) ?? 1;
+          const weight = rowsOf((batch as Partial<TrainingBatch>).xs ?? batch) ?? 1;
           parts.push({ gradients: found, weight });
           samples += weight;
           for (const [key, value] of Object.entries(values)) {
@@ -384,7 +384,7 @@ class Run<B> {
     const { step, epoch } = this.at;
     const parts: string[] = [`${what} at step ${step + 1} (epoch ${epoch}, batch ${this.at.batch - (batch ? 0 : 1)})`];
     for (const part of batch ? (['xs', 'ys'] as const) : []) {
-      for (const tensor of listTensors((batch as Partial<Batch>)[part])) {
+      for (const tensor of listTensors((batch as Partial<TrainingBatch>)[part])) {
         if (!(await allFinite(tensor))) parts.push(`the batch's ${part} hold values that are not finite`);
       }
     }
@@ -605,7 +605,7 @@ async function evaluateTrainee<B>(
     for (let batch = await opened.next(); batch !== undefined; batch = await opened.next()) {
       const current = batch;
       try {
-        const weight = rowsOf((current as Partial<Batch>).xs ?? current) ?? 1;
+        const weight = rowsOf((current as Partial<TrainingBatch>).xs ?? current) ?? 1;
         const measured = tf.tidy(() => {
           const { loss, metrics } = trainee.compute(current, context);
           return { ...metrics, loss };

@@ -1,7 +1,7 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure, refuse } from '../errors.ts';
 import type { Random } from '../tensors/random.ts';
-import type { Batch, Tensors } from './data.ts';
+import type { Tensors, TrainingBatch } from './data.ts';
 
 /** What a loss function gets to know besides its batch. */
 export interface LossContext {
@@ -14,7 +14,7 @@ export interface LossContext {
 }
 
 /** A model given by its variables and its loss. */
-export interface FunctionModel<B = Batch> {
+export interface FunctionModel<B = TrainingBatch> {
   /** The variables to train, in a fixed order; a function is asked anew at every step. */
   variables: tf.Variable[] | Record<string, tf.Variable> | (() => tf.Variable[]);
   /** The loss of a batch, a scalar, with metrics if wanted. */
@@ -84,7 +84,7 @@ function functionTrainee<B>(model: FunctionModel<B>): Trainee<B> {
   };
 }
 
-function layersTrainee(model: tf.LayersModel): Trainee<Batch> {
+function layersTrainee(model: tf.LayersModel): Trainee<TrainingBatch> {
   // A sequential model keeps what compile() made in an inner model, which is built late.
   const compiledModel = (): Compiled => ((model as { model?: tf.LayersModel }).model ?? model) as unknown as Compiled;
   return {
