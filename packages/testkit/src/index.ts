@@ -8,3 +8,4 @@ export {
 } from './golden.ts';
 export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
 export { lossAndGradients } from './gradients.ts';
+export { testReproduction } from './reproduction.ts';
