@@ -1,3 +1,4 @@
+import { gelu } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 
 /** Added to a score that must not be attended to; its softmax weight is exactly 0 in float32. */
@@ -21,8 +22,7 @@ export const activations = {
   relu: (x: tf.Tensor): tf.Tensor => tf.relu(x),
   tanh: (x: tf.Tensor): tf.Tensor => tf.tanh(x),
   silu: (x: tf.Tensor): tf.Tensor => tf.mul(x, tf.sigmoid(x)),
-  /** x · Φ(x), exact (Hendrycks & Gimpel 2016). */
-  gelu: (x: tf.Tensor): tf.Tensor => tf.mul(tf.mul(x, 0.5), tf.add(tf.erf(tf.mul(x, Math.SQRT1_2)), 1)),
+  gelu,
   /** The tanh approximation of GELU, as GPT-2 uses it. */
   gelu_new: (x: tf.Tensor): tf.Tensor => {
     const cubic = tf.mul(x, tf.add(tf.mul(tf.square(x), 0.044715), 1));

@@ -23,4 +23,13 @@ export {
   type SavePretrainedOptions,
   savePretrained,
 } from './pretrained.ts';
+export {
+  createTokenizer,
+  loadTokenizer,
+  saveTokenizer,
+  type Tokenizer,
+  type TokenizerJson,
+  type TrainTokenizerOptions,
+  trainTokenizer,
+} from './tokenizer.ts';
 export { type VitOptions, vit } from './vit.ts';

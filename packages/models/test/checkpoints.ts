@@ -3,6 +3,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { random, writeCheckpoint } from '@matforge/core';
+import type * as tf from '@tensorflow/tfjs';
 import type { Weights } from './reference.ts';
 
 type Shapes = Record<string, number[]>;
@@ -218,4 +219,13 @@ export async function writePretrained(
     Object.entries(weights).map(([key, { shape, data }]) => [key, { dtype: 'F32' as const, shape, data }]),
   );
   await writeCheckpoint(directory, tensors, { maxShardBytes });
+}
+
+/** Largest difference between a tensor (which is disposed) and the reference's rows. */
+export async function largestDifference(output: tf.Tensor, expected: Float64Array[]): Promise<number> {
+  const got = await output.data();
+  output.dispose();
+  const flat = expected.flatMap((row) => Array.from(row));
+  expect(got.length).toBe(flat.length);
+  return flat.reduce((largest, value, i) => Math.max(largest, Math.abs(value - got[i])), 0);
 }
