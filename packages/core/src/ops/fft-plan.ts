@@ -55,6 +55,7 @@ function stockham(n: number, radices: number[]): FftPlan {
         const m = length / p;
         if (p === 4) radix4(xr, xi, yr, yi, m, stride, cos, sin);
         else if (p === 2) radix2(xr, xi, yr, yi, m, stride, cos, sin);
+        else if (p === 3) radix3(xr, xi, yr, yi, m, stride, cos, sin);
         else radixAny(p, xr, xi, yr, yi, m, stride);
         [xr, xi, yr, yi] = [yr, yi, xr, xi];
         stride *= p;
@@ -123,6 +124,46 @@ function radix2(
       yi[o] = xi[i] + xi[j];
       yr[o + stride] = dr * wr - di * wi;
       yi[o + stride] = dr * wi + di * wr;
+    }
+  }
+}
+
+function radix3(
+  xr: Float64Array,
+  xi: Float64Array,
+  yr: Float64Array,
+  yi: Float64Array,
+  m: number,
+  stride: number,
+  cos: Float64Array,
+  sin: Float64Array,
+): void {
+  const jump = stride * m;
+  const rise = -Math.sqrt(3) / 2;
+  for (let q = 0; q < m; q++) {
+    const w1r = cos[q * stride];
+    const w1i = sin[q * stride];
+    const w2r = cos[2 * q * stride];
+    const w2i = sin[2 * q * stride];
+    for (let k = 0; k < stride; k++) {
+      const i = k + stride * q;
+      const o = k + stride * 3 * q;
+      const sr = xr[i + jump] + xr[i + 2 * jump];
+      const si = xi[i + jump] + xi[i + 2 * jump];
+      const dr = rise * (xr[i + jump] - xr[i + 2 * jump]);
+      const di = rise * (xi[i + jump] - xi[i + 2 * jump]);
+      const cr = xr[i] - sr / 2;
+      const ci = xi[i] - si / 2;
+      yr[o] = xr[i] + sr;
+      yi[o] = xi[i] + si;
+      let tr = cr - di;
+      let ti = ci + dr;
+      yr[o + stride] = tr * w1r - ti * w1i;
+      yi[o + stride] = tr * w1i + ti * w1r;
+      tr = cr + di;
+      ti = ci - dr;
+      yr[o + 2 * stride] = tr * w2r - ti * w2i;
+      yi[o + 2 * stride] = tr * w2i + ti * w2r;
     }
   }
 }
