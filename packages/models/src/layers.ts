@@ -40,7 +40,15 @@ abstract class MatforgeLayer<Options extends MatforgeLayerOptions> extends tf.la
   }
 
   override getConfig(): tf.serialization.ConfigDict {
-    return { ...super.getConfig(), ...(this.options as unknown as tf.serialization.ConfigDict), name: this.name };
+    // tfjs rewrites keys and texts between camel and snake case on the way to a file and back, all but a `name`.
+    return { ...super.getConfig(), options: { name: JSON.stringify(this.options) } };
+  }
+
+  static override fromConfig<T extends tf.serialization.Serializable>(
+    layer: tf.serialization.SerializableConstructor<T>,
+    { options, ...config }: tf.serialization.ConfigDict,
+  ): T {
+    return new layer({ ...config, ...JSON.parse((options as { name: string }).name) });
   }
 
   protected vector(name: string, shape: number[], initializer: 'ones' | 'zeros'): tf.LayerVariable {

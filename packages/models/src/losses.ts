@@ -50,7 +50,7 @@ function crossEntropy(logits: tf.Tensor, labels: tf.Tensor, ignoreIndex: number)
   const negative = tf.customGrad((x, save) => {
     const logProbabilities = tf.logSoftmax(x as tf.Tensor);
     (save as (tensors: tf.Tensor[]) => void)([logProbabilities, target, weight]);
-    const value = tf.neg(tf.sum(tf.mul(logProbabilities, target)));
+    const value = tf.sub(0, tf.sum(tf.mul(logProbabilities, target)));
     // d/dx of the sum is softmax(x) - target on counted rows.
     const gradFunc = (dy: tf.Tensor, saved: tf.Tensor[]) =>
       tf.mul(dy, tf.sub(tf.mul(tf.exp(saved[0]), saved[2]), saved[1]));

@@ -48,7 +48,7 @@ describe('trainTokenizer', () => {
   });
 
   test('keeps special tokens whole, in training and in use', () => {
-    const json = trainTokenizer('<|end|>'.repeat(50) + 'abab', { vocabSize: 300, specialTokens: ['<|end|>'] });
+    const json = trainTokenizer(`${'<|end|>'.repeat(50)}abab`, { vocabSize: 300, specialTokens: ['<|end|>'] });
     expect(json.model.merges).toEqual([['a', 'b']]);
     const tokenizer = createTokenizer(json);
     expect(tokenizer.encode('<|end|>ab')).toEqual([0, json.model.vocab['ab']]);
