@@ -379,7 +379,7 @@ function pair(value: number | readonly [number, number], field: string): [number
 }
 
 /** Output size and padding of one axis, as TensorFlow pads: total = max((ceil(n/s)-1)*s + k - n, 0), half of it first. */
-function slide(n: number, k: number, s: number, padding: Padding, field: string): [number, number, number] {
+export function slide(n: number, k: number, s: number, padding: Padding, field: string): [number, number, number] {
   if (padding === 'valid') {
     ensure(n >= k, field, () => `a window of ${k} does not fit ${n} without padding`);
     return [Math.floor((n - k) / s) + 1, 0, 0];

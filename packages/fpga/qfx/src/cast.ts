@@ -37,7 +37,7 @@ export function quantise(u: number, Q: QuantizationMode): number {
 }
 
 /** Overflow of an integral double; exact for W <= 53 (the largest raw value must be a double). */
-function overflowNumber(q: number, type: FixedType): number {
+export function overflowDouble(q: number, type: FixedType): number {
   const low = lo(type);
   const high = hi(type);
   switch (type.O) {
@@ -155,19 +155,19 @@ export function fitsDouble(type: FixedType): boolean {
  * the wrap of it is representable, which holds for every double (scaling by a power of two is exact).
  */
 export function castNumber(value: number, type: FixedType): number {
-  return overflowNumber(quantise(value * 2 ** fractionBits(type), type.Q), type) + 0;
+  return overflowDouble(quantise(value * 2 ** fractionBits(type), type.Q), type) + 0;
 }
 
 /** A value -> raw function with the type's constants bound once, for loops. W <= 53. */
 export function caster(type: FixedType): (value: number) => number {
   const scale = 2 ** fractionBits(type);
-  return (value) => overflowNumber(quantise(value * scale, type.Q), type) + 0;
+  return (value) => overflowDouble(quantise(value * scale, type.Q), type) + 0;
 }
 
 /** An integer (in units of 2^-vFraction) -> raw function on doubles; |v| must stay below 2^53. W <= 53. */
 export function rawCaster(vFraction: number, type: FixedType): (v: number) => number {
   const scale = 2 ** (fractionBits(type) - vFraction);
-  return (v) => overflowNumber(quantise(v * scale, type.Q), type) + 0;
+  return (v) => overflowDouble(quantise(v * scale, type.Q), type) + 0;
 }
 
 /**

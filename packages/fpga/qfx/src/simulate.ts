@@ -1,0 +1,539 @@
+import { ensure, refuse } from '@matforge/core';
+import * as tf from '@tensorflow/tfjs';
+import { castBig, fitsDouble, fromRaw, overflowBig, rawCaster, toRaw } from './cast.ts';
+import {
+  type AddNode,
+  type AvgPool2dNode,
+  type ConcatNode,
+  isMac,
+  type MacNode,
+  type MaxPool2dNode,
+  type QfxGraph,
+  type QfxNode,
+  type SoftmaxNode,
+  sizeOf,
+  type ZeroPad2dNode,
+} from './graph.ts';
+import { type RawData, rawBigints, rawNumbers } from './raw.ts';
+import { type FixedType, fractionBits, hi, hiBig, lo, loBig } from './types.ts';
+
+/** Raw integers and real values of one node, the batch axis first. */
+export interface Traced {
+  readonly shape: readonly number[];
+  readonly type: FixedType;
+  readonly raw: RawData;
+}
+
+export interface SimulateOptions {
+  /** Keep every node's result. Default false. */
+  trace?: boolean;
+  /** `x` holds raw integers, already cast. Default false. */
+  rawInput?: boolean;
+  /** Also keep the exact sums before activation and cast, in units of 2^-accFraction. Default false. */
+  accumulators?: boolean;
+}
+
+export interface Simulation {
+  /** Raw integers of the output, [batch, ...shape], row-major. */
+  readonly raw: RawData;
+  /** raw * 2^-F. */
+  readonly values: Float64Array;
+  /** [batch, ...shape of the output]. */
+  readonly shape: readonly number[];
+  readonly type: FixedType;
+  /** By node name, when asked for. */
+  readonly trace: Record<string, Traced>;
+  /** By node name, when asked for: sums of the nodes that multiply or add. */
+  readonly accumulators: Record<string, RawData>;
+}
+
+/** What a simulation reads: a tensor [batch, ...], or numbers row-major. */
+export type SimulationInput = tf.Tensor | ArrayLike<number> | ArrayLike<bigint>;
+
+/**
+ * Runs the frozen program on integers. Layers whose sums fit 31 bits run in int32, up to 53 bits in float64 (exact on
+ * integers), wider ones in bigint.
+ * @throws MatforgeError when the input does not fill the input shape, or holds NaN or infinity.
+ */
+export function simulate(graph: QfxGraph, x: SimulationInput, options: SimulateOptions = {}): Simulation {
+  const input = graph.nodes[graph.input - 1];
+  const data = x instanceof tf.Tensor ? x.dataSync() : x;
+  const size = sizeOf(input.shape);
+  ensure(
+    data.length % size === 0,
+    'x',
+    () => `${data.length} numbers do not fill samples of [${input.shape}]; give [batch, ${input.shape}]`,
+  );
+  const batch = data.length / size;
+  const results = new Map<number, RawData>();
+  const accumulators: Record<string, RawData> = {};
+  const last = lastReaders(graph);
+  const trace: Record<string, Traced> = {};
+  for (const node of graph.nodes) {
+    const inputs = node.inputs.map((id) => results.get(id) as RawData);
+    const raw =
+      node.op === 'input'
+        ? readInput(data, node.type, options.rawInput ?? false)
+        : runNode(graph, node, inputs, batch, options.accumulators ? accumulators : undefined);
+    results.set(node.id, raw);
+    if (options.trace) trace[node.name] = { shape: [batch, ...node.shape], type: node.type, raw };
+    for (const id of node.inputs) if (last.get(id) === node.id && id !== graph.output) results.delete(id);
+  }
+  const output = graph.nodes[graph.output - 1];
+  const raw = results.get(output.id) as RawData;
+  return {
+    raw,
+    values: fromRaw(raw, output.type),
+    shape: [batch, ...output.shape],
+    type: output.type,
+    trace,
+    accumulators,
+  };
+}
+
+function lastReaders(graph: QfxGraph): Map<number, number> {
+  const last = new Map<number, number>();
+  for (const node of graph.nodes) for (const id of node.inputs) last.set(id, node.id);
+  return last;
+}
+
+/** A container for raw integers of a type. */
+function newRaw(type: FixedType, length: number): RawData {
+  if (type.W <= (type.signed ? 32 : 31)) return new Int32Array(length);
+  return fitsDouble(type) ? new Float64Array(length) : new Array<bigint>(length).fill(0n);
+}
+
+function isBig(raw: RawData): raw is bigint[] {
+  return Array.isArray(raw);
+}
+
+function readInput(data: ArrayLike<number> | ArrayLike<bigint>, type: FixedType, isRaw: boolean): RawData {
+  const raw = newRaw(type, data.length);
+  if (!isRaw) {
+    const cast = toRaw(Array.from(data as ArrayLike<number>, Number), type);
+    for (let i = 0; i < raw.length; i++) raw[i] = cast[i] as never;
+    return raw;
+  }
+  const [low, high] = [loBig(type), hiBig(type)];
+  for (let i = 0; i < raw.length; i++) {
+    const value = data[i];
+    if (typeof value === 'number') {
+      ensure(Number.isInteger(value), 'x', () => `raw inputs are integers, got ${value}`);
+    }
+    if (isBig(raw)) {
+      const big = BigInt(value);
+      if (big < low || big > high) refuse('x', `raw input ${value} does not fit ${type.W} bits`);
+      raw[i] = big;
+    } else {
+      const number = Number(value);
+      if (number < lo(type) || number > hi(type)) refuse('x', `raw input ${value} does not fit ${type.W} bits`);
+      raw[i] = number;
+    }
+  }
+  return raw;
+}
+
+function runNode(
+  graph: QfxGraph,
+  node: QfxNode,
+  inputs: RawData[],
+  batch: number,
+  accumulators: Record<string, RawData> | undefined,
+): RawData {
+  const [x] = inputs;
+  const before = (i = 0): QfxNode => graph.nodes[node.inputs[i] - 1];
+  if (isMac(node)) return macNode(node, before().type, x, batch, accumulators);
+  switch (node.op) {
+    case 'input':
+      return refuse(node.name, 'the input is not computed');
+    case 'activation':
+      return castAll(x, fractionBits(before().type), node.activation === 'relu', node.type);
+    case 'add':
+      return addNode(node, inputs, accumulators);
+    case 'maxPool2d':
+      return maxPool(node, x, batch);
+    case 'avgPool2d':
+      return avgPool(node, before().type, x, batch, accumulators);
+    case 'softmax':
+      return softmaxNode(node, x, batch);
+    case 'argmax':
+      return argmax(x, node.length);
+    case 'reshape':
+    case 'flatten':
+      return x;
+    case 'zeroPad2d':
+      return zeroPad(node, before().shape, x, batch);
+    case 'concat':
+      return concat(node, inputs, batch);
+  }
+}
+
+/** ReLU and the cast at the end of a node, from exact integers in units of 2^-fraction. */
+function castAll(acc: RawData | Float64Array, fraction: number, relu: boolean, type: FixedType): RawData {
+  const out = newRaw(type, acc.length);
+  if (isBig(acc) || isBig(out)) {
+    for (let i = 0; i < acc.length; i++) {
+      let v = BigInt(acc[i]);
+      if (relu && v < 0n) v = 0n;
+      const r = castBig(v, fraction, type);
+      out[i] = (isBig(out) ? r : Number(r)) as never;
+    }
+    return out;
+  }
+  const plain = type.Q === 'AP_RND' && type.O === 'AP_SAT';
+  const sh = fraction - fractionBits(type);
+  if (plain && sh > 0) {
+    const scale = 2 ** -sh;
+    const [low, high] = [relu ? Math.max(lo(type), 0) : lo(type), hi(type)];
+    for (let i = 0; i < acc.length; i++) {
+      // |acc| < 2^52, so adding the half is exact or too small to matter.
+      const q = Math.floor(acc[i] * scale + 0.5);
+      out[i] = q < low ? low : q > high ? high : q;
+    }
+    return out;
+  }
+  const cast = rawCaster(fraction, type);
+  for (let i = 0; i < acc.length; i++) out[i] = cast(relu && acc[i] < 0 ? 0 : acc[i]);
+  return out;
+}
+
+type Width = 'int32' | 'float64' | 'bigint';
+
+interface Operands {
+  width: Width;
+  /** One of the two, by width; the weights carry the alignment 2^productShift. */
+  weights: Int32Array | Float64Array;
+  weightsBig: bigint[];
+  /** Aligned bias, one per channel; zeros when there is none. */
+  bias: Float64Array;
+  biasBig: bigint[];
+}
+
+/** Weights ready for the sums: made once for each graph and node. */
+const prepared = new WeakMap<MacNode, Operands>();
+
+function operandsOf(node: MacNode, xType: FixedType): Operands {
+  const known = prepared.get(node);
+  if (known) return known;
+  const channels = channelsOf(node);
+  const shift = 2 ** node.productShift;
+  const narrow = node.weights.data.length === 0 || typeof node.weights.data[0] === 'number';
+  const maxX = Math.max(-lo(xType), hi(xType));
+  // A bound of every partial sum, from the weights themselves.
+  let bound = Infinity;
+  if (narrow) {
+    const sums = new Float64Array(channels);
+    const data = node.weights.data as readonly number[];
+    for (let i = 0; i < data.length; i++) sums[i % channels] += Math.abs(data[i]);
+    bound = sums.reduce((a, b) => Math.max(a, b)) * maxX * shift;
+    if (node.bias) {
+      bound +=
+        Math.max(...(node.bias.data as readonly (number | string)[]).map((b) => Math.abs(Number(b)))) *
+        2 ** node.biasShift;
+    }
+  }
+  const width: Width = bound < 2 ** 31 ? 'int32' : bound < 2 ** 51 ? 'float64' : 'bigint';
+  const big = width === 'bigint';
+  const weightsBig = big ? rawBigints(node.weights).map((w) => w << BigInt(node.productShift)) : [];
+  const biasBig = big
+    ? node.bias
+      ? rawBigints(node.bias).map((b) => b << BigInt(node.biasShift))
+      : new Array<bigint>(channels).fill(0n)
+    : [];
+  const numbers = big ? new Float64Array(0) : rawNumbers(node.weights).map((w) => w * shift);
+  const bias =
+    big || !node.bias ? new Float64Array(channels) : rawNumbers(node.bias).map((b) => b * 2 ** node.biasShift);
+  const operands: Operands = {
+    width,
+    weights: width === 'int32' ? Int32Array.from(numbers) : numbers,
+    weightsBig,
+    bias,
+    biasBig,
+  };
+  prepared.set(node, operands);
+  return operands;
+}
+
+function channelsOf(node: MacNode): number {
+  if (node.op === 'dense') return node.weights.shape[1];
+  return node.op === 'batchNorm' ? node.channels : node.window.outC;
+}
+
+function macNode(
+  node: MacNode,
+  xType: FixedType,
+  x: RawData,
+  batch: number,
+  accumulators: Record<string, RawData> | undefined,
+): RawData {
+  const operands = operandsOf(node, xType);
+  const size = batch * sizeOf(node.shape);
+  const channels = channelsOf(node);
+  let acc: RawData;
+  if (operands.width === 'bigint') {
+    const sums = new Array<bigint>(size);
+    for (let i = 0; i < size; i++) sums[i] = operands.biasBig[i % channels];
+    const wide = isBig(x) ? x : Array.from(x, (v) => BigInt(v));
+    sumProducts<bigint>(node, wide, operands.weightsBig, sums, batch, (a, p, w) => a + p * w);
+    acc = sums;
+  } else {
+    const narrow = isBig(x) ? Float64Array.from(x, Number) : x;
+    if (operands.width === 'int32') {
+      const sums = new Int32Array(size);
+      for (let i = 0, c = 0; i < size; i++) {
+        sums[i] = operands.bias[c];
+        if (++c === channels) c = 0;
+      }
+      const xs = narrow instanceof Int32Array ? narrow : Int32Array.from(narrow);
+      sumInt32(node, xs, operands.weights as Int32Array, sums, batch);
+      acc = sums;
+    } else {
+      const sums = new Float64Array(size);
+      for (let i = 0, c = 0; i < size; i++) {
+        sums[i] = operands.bias[c];
+        if (++c === channels) c = 0;
+      }
+      sumFloat64(node, Float64Array.from(narrow), operands.weights as Float64Array, sums, batch);
+      acc = sums;
+    }
+  }
+  if (accumulators) accumulators[node.name] = acc.slice() as RawData;
+  if (node.accumulatorRule === 'explicit') {
+    acc = Array.from(acc as ArrayLike<number | bigint>, (v) => overflowBig(BigInt(v), node.accumulator));
+  }
+  return castAll(acc, node.accFraction, node.activation === 'relu', node.type);
+}
+
+/**
+ * Calls `row(from, weightFrom, to)` for every contiguous run: `count` outputs from `to` on take x[from] times the
+ * weights from `weightFrom` on.
+ */
+function eachRow(
+  node: MacNode,
+  batch: number,
+  row: (from: number, weightFrom: number, to: number, count: number) => void,
+): void {
+  if (node.op === 'dense') {
+    const [nIn, nOut] = node.weights.shape;
+    for (let r = 0; r < batch * node.rows; r++) {
+      for (let i = 0; i < nIn; i++) row(r * nIn + i, i * nOut, r * nOut, nOut);
+    }
+    return;
+  }
+  if (node.op === 'batchNorm') {
+    const { channels } = node;
+    const size = batch * sizeOf(node.shape);
+    for (let i = 0; i < size; i++) row(i, i % channels, i, 1);
+    return;
+  }
+  const { inH, inW, inC, outH, outW, outC, kernelH, kernelW, strideH, strideW, padTop, padLeft } = node.window;
+  const multiplier = node.op === 'depthwiseConv2d' ? node.depthMultiplier : 0;
+  for (let b = 0; b < batch; b++) {
+    for (let oy = 0; oy < outH; oy++) {
+      for (let ox = 0; ox < outW; ox++) {
+        const to = ((b * outH + oy) * outW + ox) * outC;
+        for (let ky = 0; ky < kernelH; ky++) {
+          const y = oy * strideH - padTop + ky;
+          if (y < 0 || y >= inH) continue;
+          for (let kx = 0; kx < kernelW; kx++) {
+            const xx = ox * strideW - padLeft + kx;
+            if (xx < 0 || xx >= inW) continue;
+            const from = ((b * inH + y) * inW + xx) * inC;
+            const tap = (ky * kernelW + kx) * inC;
+            if (multiplier) {
+              for (let c = 0; c < inC; c++) row(from + c, (tap + c) * multiplier, to + c * multiplier, multiplier);
+            } else for (let c = 0; c < inC; c++) row(from + c, (tap + c) * outC, to, outC);
+          }
+        }
+      }
+    }
+  }
+}
+
+function sumInt32(node: MacNode, x: Int32Array, w: Int32Array, acc: Int32Array, batch: number): void {
+  eachRow(node, batch, (from, weightFrom, to, count) => {
+    const value = x[from];
+    if (value === 0) return;
+    for (let o = 0; o < count; o++) acc[to + o] = (acc[to + o] + Math.imul(value, w[weightFrom + o])) | 0;
+  });
+}
+
+function sumFloat64(node: MacNode, x: Float64Array, w: Float64Array, acc: Float64Array, batch: number): void {
+  eachRow(node, batch, (from, weightFrom, to, count) => {
+    const value = x[from];
+    if (value === 0) return;
+    for (let o = 0; o < count; o++) acc[to + o] += value * w[weightFrom + o];
+  });
+}
+
+function sumProducts<T>(
+  node: MacNode,
+  x: ArrayLike<T>,
+  w: ArrayLike<T>,
+  acc: T[],
+  batch: number,
+  multiplyAdd: (acc: T, x: T, w: T) => T,
+): void {
+  eachRow(node, batch, (from, weightFrom, to, count) => {
+    for (let o = 0; o < count; o++) acc[to + o] = multiplyAdd(acc[to + o], x[from], w[weightFrom + o]);
+  });
+}
+
+function addNode(node: AddNode, inputs: RawData[], accumulators: Record<string, RawData> | undefined): RawData {
+  const { length } = inputs[0];
+  let acc: RawData;
+  if (node.accumulator.W > 52 || inputs.some(isBig)) {
+    const sums = new Array<bigint>(length).fill(0n);
+    inputs.forEach((x, k) => {
+      for (let i = 0; i < length; i++) sums[i] += BigInt(x[i]) << BigInt(node.inputShifts[k]);
+    });
+    acc = sums;
+  } else {
+    const sums = new Float64Array(length);
+    inputs.forEach((x, k) => {
+      const scale = 2 ** node.inputShifts[k];
+      for (let i = 0; i < length; i++) sums[i] += (x[i] as number) * scale;
+    });
+    acc = sums;
+  }
+  if (accumulators) accumulators[node.name] = acc;
+  return castAll(acc, node.accFraction, node.activation === 'relu', node.type);
+}
+
+/** Visits every window of a pooling node, once per channel: the valid cells and how many they are. */
+function eachPool(
+  { window }: MaxPool2dNode | AvgPool2dNode,
+  batch: number,
+  visit: (to: number, cells: number[], count: number) => void,
+): void {
+  const { inH, inW, inC, outH, outW, kernelH, kernelW, strideH, strideW, padTop, padLeft } = window;
+  const cells = new Array<number>(kernelH * kernelW).fill(0);
+  for (let b = 0; b < batch; b++) {
+    for (let oy = 0; oy < outH; oy++) {
+      for (let ox = 0; ox < outW; ox++) {
+        for (let c = 0; c < inC; c++) {
+          let count = 0;
+          for (let ky = 0; ky < kernelH; ky++) {
+            const y = oy * strideH - padTop + ky;
+            if (y < 0 || y >= inH) continue;
+            for (let kx = 0; kx < kernelW; kx++) {
+              const x = ox * strideW - padLeft + kx;
+              if (x >= 0 && x < inW) cells[count++] = ((b * inH + y) * inW + x) * inC + c;
+            }
+          }
+          visit(((b * outH + oy) * outW + ox) * inC + c, cells, count);
+        }
+      }
+    }
+  }
+}
+
+function maxPool(node: MaxPool2dNode, x: RawData, batch: number): RawData {
+  const out = newRaw(node.type, batch * sizeOf(node.shape));
+  eachPool(node, batch, (to, cells, count) => {
+    let best = x[cells[0]];
+    for (let i = 1; i < count; i++) if (x[cells[i]] > best) best = x[cells[i]];
+    out[to] = best as never;
+  });
+  return out;
+}
+
+function avgPool(
+  node: AvgPool2dNode,
+  xType: FixedType,
+  x: RawData,
+  batch: number,
+  accumulators: Record<string, RawData> | undefined,
+): RawData {
+  const size = batch * sizeOf(node.shape);
+  const out = newRaw(node.type, size);
+  const sums: number[] | bigint[] = new Array(size);
+  const wide = isBig(x) || node.accumulator.W + node.reciprocalBits + 2 > 52;
+  const byCount = new Map(
+    node.reciprocals.map(({ count, raw, fraction }) => [
+      count,
+      {
+        raw,
+        big: BigInt(raw),
+        fraction,
+        cast: fitsDouble(node.type) ? rawCaster(fractionBits(xType) + fraction, node.type) : undefined,
+      },
+    ]),
+  );
+  eachPool(node, batch, (to, cells, count) => {
+    const { raw, big, fraction, cast } = byCount.get(count) ?? refuse(node.name, `no reciprocal of ${count}`);
+    if (!wide && cast) {
+      let S = 0;
+      for (let i = 0; i < count; i++) S += x[cells[i]] as number;
+      sums[to] = S;
+      out[to] = cast(S * raw);
+      return;
+    }
+    let S = 0n;
+    for (let i = 0; i < count; i++) S += BigInt(x[cells[i]]);
+    sums[to] = Number(S);
+    const r = castBig(S * big, fractionBits(xType) + fraction, node.type);
+    out[to] = (isBig(out) ? r : Number(r)) as never;
+  });
+  if (accumulators) accumulators[node.name] = Float64Array.from(sums, Number);
+  return out;
+}
+
+function softmaxNode(node: SoftmaxNode, x: RawData, batch: number): RawData {
+  const { length, rows, expShift, invShift } = node;
+  const exp = rawNumbers(node.expTable);
+  const inv = rawNumbers(node.invTable);
+  const out = newRaw(node.type, x.length);
+  const e = new Float64Array(length);
+  for (let row = 0; row < batch * rows; row++) {
+    const at = row * length;
+    let top = BigInt(x[at]);
+    for (let i = 1; i < length; i++) if (BigInt(x[at + i]) > top) top = BigInt(x[at + i]);
+    let Z = 0;
+    for (let i = 0; i < length; i++) {
+      e[i] = exp[Number((top - BigInt(x[at + i])) >> BigInt(expShift))];
+      Z += e[i];
+    }
+    const v = inv[Math.floor((Z - 65536) / 2 ** invShift)];
+    for (let i = 0; i < length; i++) {
+      const r = castBig(BigInt(e[i]) * BigInt(v), 32, node.type);
+      out[at + i] = (isBig(out) ? r : Number(r)) as never;
+    }
+  }
+  return out;
+}
+
+function argmax(x: RawData, length: number): RawData {
+  const out = new Int32Array(x.length / length);
+  for (let row = 0; row < out.length; row++) {
+    let best = 0;
+    for (let i = 1; i < length; i++) if (x[row * length + i] > x[row * length + best]) best = i;
+    out[row] = best;
+  }
+  return out;
+}
+
+function zeroPad(node: ZeroPad2dNode, from: readonly number[], x: RawData, batch: number): RawData {
+  const [H, W, C] = from;
+  const [outH, outW] = node.shape;
+  const out = newRaw(node.type, batch * outH * outW * C);
+  for (let b = 0; b < batch; b++) {
+    for (let y = 0; y < H; y++) {
+      const source = (b * H + y) * W * C;
+      const target = ((b * outH + y + node.padTop) * outW + node.padLeft) * C;
+      for (let i = 0; i < W * C; i++) out[target + i] = x[source + i] as never;
+    }
+  }
+  return out;
+}
+
+function concat(node: ConcatNode, inputs: RawData[], batch: number): RawData {
+  const out = newRaw(node.type, batch * sizeOf(node.shape));
+  let to = 0;
+  for (let block = 0; block < batch * node.outer; block++) {
+    node.chunks.forEach((chunk, k) => {
+      for (let i = 0; i < chunk; i++) out[to++] = inputs[k][block * chunk + i] as never;
+    });
+  }
+  return out;
+}
