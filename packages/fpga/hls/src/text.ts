@@ -1,0 +1,52 @@
+/** Prefixes every non-empty line with `levels` steps of four blanks. Pragmas stay in column 0, as HLS code has them. */
+export function indent(text: string, levels = 1): string {
+  const blanks = '    '.repeat(levels);
+  return text.replace(/^(?=[^\n#])/gm, blanks);
+}
+
+/** Joins the parts that are there, one per line. */
+export function lines(...parts: (string | false | undefined)[]): string {
+  return parts.filter((part) => typeof part === 'string').join('\n');
+}
+
+/** `for (int i = 0; i < bound; i++)` around a body, with braces where the body has more than one statement. */
+export function loop(index: string, bound: string | number, ...body: (string | false | undefined)[]): string {
+  return block(`for (int ${index} = 0; ${index} < ${bound}; ${index}++)`, ...body);
+}
+
+export function block(head: string, ...body: (string | false | undefined)[]): string {
+  const text = lines(...body);
+  return /[\n]/.test(text) ? `${head} {\n${indent(text)}\n}` : `${head}\n${indent(text)}`;
+}
+
+/** The number raw * 2^-fraction with all its digits; it is a dyadic rational, so the digits end. */
+export function decimal(raw: number | bigint | string, fraction: number): string {
+  let n = BigInt(raw);
+  const sign = n < 0n ? '-' : '';
+  if (n < 0n) n = -n;
+  if (fraction <= 0) return `${sign}${n << BigInt(-fraction)}.0`;
+  const digits = (n * 5n ** BigInt(fraction)).toString().padStart(fraction + 1, '0');
+  const point = digits.length - fraction;
+  const tail = digits.slice(point).replace(/0+$/, '');
+  return `${sign}${digits.slice(0, point)}.${tail === '' ? '0' : tail}`;
+}
+
+/** A C identifier made from a layer's name. */
+export function identifier(name: string): string {
+  return name.replace(/[^A-Za-z0-9_]/g, '_');
+}
+
+/** A table of literals, as many to a line as fit 112 columns. */
+export function literalTable(items: Iterable<string>): string {
+  const rows: string[] = [];
+  let row = '';
+  for (const item of items) {
+    if (row.length + item.length + 2 > 112) {
+      rows.push(row);
+      row = '';
+    }
+    row += row === '' ? `    ${item},` : ` ${item},`;
+  }
+  if (row !== '') rows.push(row);
+  return rows.join('\n').replace(/,$/, '');
+}
