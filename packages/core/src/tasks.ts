@@ -4,12 +4,12 @@
  * @module
  */
 import * as tf from '@tensorflow/tfjs';
-import { attach } from './host/attach.ts';
 import type { AnyConfiguredMethod } from './contracts/linear-method.ts';
+import { attach } from './host/attach.ts';
+import { thinSvd } from './linalg/index.ts';
 import { toOptimizer } from './optim/optimizer.ts';
 import type { GradientTransformation } from './optim/transformation.ts';
 import { adam } from './optim/transformations.ts';
-import { thinSvd } from './linalg/index.ts';
 import { type Random, random } from './tensors/random.ts';
 
 /** Inputs and targets. */
@@ -34,7 +34,15 @@ export interface FullBatchOptions {
 
 /** Trains the trainable weights of a model for a number of steps. Returns the loss at the last step. */
 export function trainFullBatch(model: tf.LayersModel, { x, y }: Samples, options: FullBatchOptions): number {
-  const { steps, learningRate = 1e-2, optimizer = adam({ learningRate }), loss = defaultLoss(y), batchSize, seed = 0, onStep } = options;
+  const {
+    steps,
+    learningRate = 1e-2,
+    optimizer = adam({ learningRate }),
+    loss = defaultLoss(y),
+    batchSize,
+    seed = 0,
+    onStep,
+  } = options;
   const made = toOptimizer(optimizer);
   // Compiling lets schedules of attached methods see the gradients.
   model.compile({ optimizer: made, loss: 'meanSquaredError' });
@@ -42,7 +50,10 @@ export function trainFullBatch(model: tf.LayersModel, { x, y }: Samples, options
   let last = Number.NaN;
   for (let step = 1; step <= steps; step++) {
     tf.tidy(() => {
-      const rows = batchSize === undefined ? undefined : tf.tensor1d(stream.permutation(x.shape[0]).subarray(0, batchSize), 'int32');
+      const rows =
+        batchSize === undefined
+          ? undefined
+          : tf.tensor1d(stream.permutation(x.shape[0]).subarray(0, batchSize), 'int32');
       const [xs, ys] = rows ? [tf.gather(x, rows), tf.gather(y, rows)] : [x, y];
       const variables = model.trainableWeights.map((weight) => weight.read() as tf.Variable);
       const cost = made.minimize(() => loss(ys, model.apply(xs, { training: true }) as tf.Tensor), true, variables);
@@ -56,7 +67,8 @@ export function trainFullBatch(model: tf.LayersModel, { x, y }: Samples, options
 
 function defaultLoss(y: tf.Tensor): (y: tf.Tensor, prediction: tf.Tensor) => tf.Scalar {
   return y.dtype === 'int32'
-    ? (labels, logits) => tf.losses.softmaxCrossEntropy(tf.oneHot(labels as tf.Tensor1D, logits.shape[1] as number), logits)
+    ? (labels, logits) =>
+        tf.losses.softmaxCrossEntropy(tf.oneHot(labels as tf.Tensor1D, logits.shape[1] as number), logits)
     : (targets, prediction) => tf.losses.meanSquaredError(targets, prediction);
 }
 
@@ -82,7 +94,10 @@ export function reluMlp(dims: readonly number[], stream: Random, useBias = true)
   const model = tf.sequential();
   dims.slice(1).forEach((units, i) => {
     const limit = 1 / Math.sqrt(dims[i]);
-    const weights = [stream.uniform([dims[i], units], -limit, limit), ...(useBias ? [stream.uniform([units], -limit, limit)] : [])];
+    const weights = [
+      stream.uniform([dims[i], units], -limit, limit),
+      ...(useBias ? [stream.uniform([units], -limit, limit)] : []),
+    ];
     model.add(
       tf.layers.dense({
         name: `layer${i}`,
@@ -111,7 +126,9 @@ export function blobTransfer(seed: number): TransferTask {
   const permutation = stream.permutation(classes);
   const draw = (centres: tf.Tensor, rows: number, label: (index: number) => number): Samples => {
     const indices = Int32Array.from({ length: rows }, () => stream.integer(classes));
-    const x = tf.tidy(() => tf.add(tf.gather(centres, tf.tensor1d(indices, 'int32')), stream.normal([rows, dim])) as tf.Tensor2D);
+    const x = tf.tidy(
+      () => tf.add(tf.gather(centres, tf.tensor1d(indices, 'int32')), stream.normal([rows, dim])) as tf.Tensor2D,
+    );
     return { x, y: tf.tensor1d(indices.map(label), 'int32') };
   };
   const source = draw(means, 1024, (index) => index);
@@ -165,7 +182,11 @@ export interface LinearTeacher {
 }
 
 /** A kernel with singular values `top·decayⁱ` and random singular vectors. */
-export function kernelWithSpectrum(n: number, { top, decay }: { top: number; decay: number }, stream: Random): tf.Tensor2D {
+export function kernelWithSpectrum(
+  n: number,
+  { top, decay }: { top: number; decay: number },
+  stream: Random,
+): tf.Tensor2D {
   return tf.tidy(() => {
     const { u } = thinSvd(stream.normal([n, n]) as tf.Tensor2D);
     const { v } = thinSvd(stream.normal([n, n]) as tf.Tensor2D);
@@ -225,3 +246,5 @@ export async function learnTeacher(
 export function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
+
+export { learnRegression, type RegressionOptions } from './train/regression-task.ts';

@@ -44,21 +44,22 @@ export function defineTransformation<Schema extends ConfigSchema, State>(
   definition: TransformationDefinition<Schema, State>,
 ): TransformationMethod<Schema, State> {
   const { info, config: schema } = definition;
-  const make = (given?: z.input<Schema>): MethodTransformation<z.output<Schema>, State> => {
-    const config = parseConfig(info.id, schema, given);
-    const learningRate = (config as { learningRate?: unknown }).learningRate;
-    const transformation: MethodTransformation<z.output<Schema>, State> = {
+  type Made = MethodTransformation<z.output<Schema>, State>;
+  const make = (config: z.output<Schema>): Made => {
+    const { learningRate } = config as { learningRate?: unknown };
+    const transformation: Made = {
       info,
       config,
       init: (params) => definition.init(params, config),
       update: (updates, state, params) => definition.update(updates, state, params, config),
       ...(typeof learningRate === 'number' && {
         learningRate,
-        withLearningRate: (rate: number) => make({ ...config, learningRate: rate } as z.input<Schema>),
+        withLearningRate: (rate: number) => make({ ...config, learningRate: rate }),
       }),
       optimizer: () => new TransformationOptimizer(transformation),
     };
     return transformation;
   };
-  return Object.assign(make, { info, config: schema });
+  const method = (given?: z.input<Schema>): Made => make(parseConfig(info.id, schema, given));
+  return Object.assign(method, { info, config: schema });
 }

@@ -27,6 +27,9 @@ export interface Random {
   restore(state: readonly number[]): void;
 }
 
+// Looked up once: under test runners a global is found through the sandbox, at ten times the cost of the arithmetic.
+const { imul, floor } = Math;
+
 /** Opens the stream of a seed (any integer). */
 export function random(seed: number): Random {
   const s = new Uint32Array(4);
@@ -35,7 +38,7 @@ export function random(seed: number): Random {
   for (let i = 0; i < 4; i++) s[i] = splitmix32(() => (mix = (mix + 0x9e3779b9) >>> 0));
 
   const bits = (): number => {
-    const result = Math.imul(rotate(Math.imul(s[1], 5), 7), 9) >>> 0;
+    const result = imul(rotate(imul(s[1], 5), 7), 9) >>> 0;
     const t = s[1] << 9;
     s[2] ^= s[0];
     s[3] ^= s[1];
@@ -65,14 +68,14 @@ export function random(seed: number): Random {
   return {
     seed,
     next,
-    integer: (bound) => Math.floor(next() * bound),
+    integer: (bound) => floor(next() * bound),
     gaussian,
     uniform: (shape, low = 0, high = 1) => fill(shape, () => low + (high - low) * next()),
     normal: (shape, mean = 0, deviation = 1) => fill(shape, () => mean + deviation * gaussian()),
     permutation: (n) => {
       const order = Int32Array.from({ length: n }, (_, i) => i);
       for (let i = n - 1; i > 0; i--) {
-        const j = Math.floor(next() * (i + 1));
+        const j = floor(next() * (i + 1));
         [order[i], order[j]] = [order[j], order[i]];
       }
       return order;
@@ -92,14 +95,14 @@ function rotate(x: number, k: number): number {
 
 function splitmix32(advance: () => number): number {
   let z = advance();
-  z = Math.imul(z ^ (z >>> 16), 0x85ebca6b);
-  z = Math.imul(z ^ (z >>> 13), 0xc2b2ae35);
+  z = imul(z ^ (z >>> 16), 0x85ebca6b);
+  z = imul(z ^ (z >>> 13), 0xc2b2ae35);
   return (z ^ (z >>> 16)) >>> 0;
 }
 
 /** FNV-1a of a text, 32 bits: turns names into seeds. */
 export function hash(text: string): number {
   let h = 0x811c9dc5;
-  for (let i = 0; i < text.length; i++) h = Math.imul(h ^ text.charCodeAt(i), 0x01000193);
+  for (let i = 0; i < text.length; i++) h = imul(h ^ text.charCodeAt(i), 0x01000193);
   return h >>> 0;
 }
