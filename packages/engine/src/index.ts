@@ -1,2 +1,14 @@
-export { type ReadyOptions, ready } from './ready.ts';
+export {
+  type AdamOptions,
+  adamStep,
+  causalSoftmax,
+  gelu,
+  layerNorm,
+  logSoftmax,
+  type SgdOptions,
+  sgdStep,
+  silu,
+  softmaxCrossEntropy,
+} from './fused.ts';
 export * from './linalg.ts';
+export { type EngineInfo, engineInfo, type ReadyOptions, ready } from './ready.ts';

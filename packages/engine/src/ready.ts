@@ -1,6 +1,9 @@
 import * as tf from '@tensorflow/tfjs';
 import * as tfWasm from '@tensorflow/tfjs-backend-wasm';
-import { guard } from './backend.ts';
+import { guard, heapModule } from './backend.ts';
+import { registerFused } from './fused.ts';
+import { install, native } from './native.ts';
+import { speedUpOptimizers } from './optimizers.ts';
 import { registerKernels } from './register.ts';
 
 /** How the wasm backend is found and started. */
@@ -28,7 +31,9 @@ export async function ready(options: ReadyOptions = {}): Promise<'wasm'> {
   });
   await starting;
   if (tf.getBackend() !== 'wasm') await tf.setBackend('wasm');
-  guard(tf.backend() as tfWasm.BackendWasm);
+  const backend = tf.backend() as tfWasm.BackendWasm;
+  guard(backend);
+  await install(backend);
   return 'wasm';
 }
 
@@ -42,7 +47,33 @@ async function start({ wasmPaths }: ReadyOptions): Promise<'wasm'> {
       "engine: the wasm backend of TensorFlow.js did not start. In a browser give ready({ wasmPaths }): the folder that serves the .wasm files of '@tensorflow/tfjs-backend-wasm'.",
     );
   }
-  guard(tf.backend() as tfWasm.BackendWasm);
-  registerKernels({});
+  const backend = tf.backend() as tfWasm.BackendWasm;
+  guard(backend);
+  const installed = await install(backend);
+  registerKernels(installed !== null);
+  if (installed) {
+    registerFused();
+    speedUpOptimizers();
+  }
   return 'wasm';
+}
+
+/** What runs below the tensors. */
+export interface EngineInfo {
+  /** The backend that is current. */
+  backend: string;
+  /** Our own build in use: 'relaxed' has fused multiply-add, 'none' leaves tfjs's and the portable kernels. */
+  kernels: 'relaxed' | 'simd' | 'none';
+  /** Size of the wasm heap in bytes, 0 on other backends. */
+  heapBytes: number;
+}
+
+/** Says which backend and which build of the kernels are in use. */
+export function engineInfo(): EngineInfo {
+  const backend = tf.getBackend() ?? 'none';
+  if (backend !== 'wasm') return { backend, kernels: 'none', heapBytes: 0 };
+  const wasm = tf.backend() as tfWasm.BackendWasm;
+  const installed = native(wasm);
+  const kernels = installed === null ? 'none' : installed.relaxed ? 'relaxed' : 'simd';
+  return { backend, kernels, heapBytes: heapModule(wasm).HEAPU8.byteLength };
 }

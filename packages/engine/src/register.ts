@@ -1,8 +1,11 @@
 import * as tf from '@tensorflow/tfjs';
 import type { Kernel, OwnKernel } from './backend.ts';
 import { orViaCpu, viaCpu } from './fill.ts';
+import * as conv from './kernels/conv.ts';
 import * as data from './kernels/data.ts';
 import { einsum } from './kernels/einsum.ts';
+import * as matmul from './kernels/matmul.ts';
+import * as rows from './kernels/rows.ts';
 
 const STOCK = Symbol.for('matforge.engine.stock');
 
@@ -25,9 +28,45 @@ const PORTABLE: Record<string, OwnKernel> = {
   Einsum: einsum,
 };
 
+/** Kernels of ours in C: there where WebAssembly has SIMD. */
+const NATIVE: Record<string, OwnKernel> = {
+  BatchMatMul: matmul.batchMatMul,
+  _FusedMatMul: matmul.fusedMatMul,
+  Conv2D: conv.conv2d,
+  FusedConv2D: conv.conv2d,
+  Conv2DBackpropInput: conv.conv2dBackpropInput,
+  Conv2DBackpropFilter: conv.conv2dBackpropFilter,
+  DepthwiseConv2dNative: conv.depthwise,
+  FusedDepthwiseConv2D: conv.depthwise,
+  DepthwiseConv2dNativeBackpropInput: conv.depthwiseBackpropInput,
+  DepthwiseConv2dNativeBackpropFilter: conv.depthwiseBackpropFilter,
+  MaxPool: conv.maxPool,
+  MaxPoolGrad: conv.maxPoolGrad,
+  AvgPool: conv.avgPool,
+  AvgPoolGrad: conv.avgPoolGrad,
+  Exp: rows.unary('exp'),
+  Tanh: rows.unary('tanh'),
+  Erf: rows.unary('erf'),
+  Sigmoid: rows.unary('sigmoid'),
+  Log: rows.unary('log'),
+  Softplus: rows.unary('softplus'),
+  Elu: rows.unary('elu'),
+  Selu: rows.unary('selu'),
+  Softmax: rows.softmax,
+  Sum: rows.sum,
+  Mean: rows.mean,
+  GatherV2: rows.gather,
+  UnsortedSegmentSum: rows.segmentSum,
+  Transpose: rows.transpose,
+  Slice: rows.slice,
+  SplitV: rows.split,
+  Concat: rows.concat,
+};
+
 /** Stock kernels that give wrong numbers; the cpu backend's are right. */
 const WRONG = [
   'Conv3DBackpropInputV2',
+  'MaxPool',
   'MaxPoolGrad',
   'MaxPool3D',
   'MaxPool3DGrad',
@@ -37,9 +76,9 @@ const WRONG = [
 ];
 
 /** Registers everything that training needs on the wasm backend; again and again without harm. */
-export function registerKernels(own: Record<string, OwnKernel>): void {
+export function registerKernels(withNative: boolean): void {
   const stock = stockKernels();
-  const ours = { ...PORTABLE, ...own };
+  const ours = withNative ? { ...PORTABLE, ...NATIVE } : PORTABLE;
   const names = new Set([
     ...stock.keys(),
     ...tf.getKernelsForBackend('cpu').map(({ kernelName }) => kernelName),
@@ -51,7 +90,9 @@ export function registerKernels(own: Record<string, OwnKernel>): void {
       before && !WRONG.includes(kernelName)
         ? orViaCpu(kernelName, before.kernelFunc as unknown as Kernel)
         : viaCpu(kernelName);
-    const kernel = ours[kernelName] ? withFallback(ours[kernelName], fallback) : fallback;
+    // What ours declines goes to the other implementations in turn, JavaScript of ours among them.
+    const chain = [PORTABLE[kernelName], ours[kernelName]].filter((own, i, all) => own && all.indexOf(own) === i);
+    const kernel = chain.reduce<Kernel>((next, own) => withFallback(own, next), fallback);
     if (tf.getKernel(kernelName, 'wasm')) tf.unregisterKernel(kernelName, 'wasm');
     tf.registerKernel({
       kernelName,

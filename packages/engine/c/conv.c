@@ -1,0 +1,296 @@
+// 2-D convolutions (as matrix products over gathered patches), depthwise convolutions and pooling, with gradients.
+// Images are [batch, height, width, channels], filters [height, width, in, out].
+#include "sgemm.h"
+
+typedef struct {
+  int batch, in_h, in_w, channels, out_h, out_w, filters, kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w;
+} Geometry;
+
+// Patches of output pixels [from, to) as rows of kernel_h·kernel_w·channels.
+static void patches(const Geometry *g, const float *x, int from, int to, float *rows) {
+  int c = g->channels, width = g->kernel_w * c;
+  int ow = from % g->out_w, oh = from / g->out_w % g->out_h, b = from / (g->out_w * g->out_h);
+  for (int p = from; p < to; p++) {
+    int h0 = oh * g->stride_h - g->top, w0 = ow * g->stride_w - g->left;
+    int whole = g->dilation_w == 1 && w0 >= 0 && w0 + g->kernel_w <= g->in_w;
+    for (int kh = 0; kh < g->kernel_h; kh++, rows += width) {
+      int h = h0 + kh * g->dilation_h;
+      if (h < 0 || h >= g->in_h) {
+        zero(rows, width);
+        continue;
+      }
+      const float *line = x + ((size_t)b * g->in_h + h) * g->in_w * c;
+      if (whole) {
+        const float *at = line + w0 * c;
+        int i = 0;
+        for (; i + 4 <= width; i += 4) store(rows + i, load(at + i));
+        for (; i < width; i++) rows[i] = at[i];
+        continue;
+      }
+      for (int kw = 0; kw < g->kernel_w; kw++) {
+        int w = w0 + kw * g->dilation_w;
+        if (w < 0 || w >= g->in_w) zero(rows + kw * c, c);
+        else
+          for (int i = 0; i < c; i++) rows[kw * c + i] = line[w * c + i];
+      }
+    }
+    if (++ow == g->out_w) {
+      ow = 0;
+      if (++oh == g->out_h) {
+        oh = 0;
+        b++;
+      }
+    }
+  }
+}
+
+// The transpose of `patches`: adds rows to the pixels that they were gathered from.
+static void add_patches(const Geometry *g, float *x, int from, int to, const float *rows) {
+  int c = g->channels, width = g->kernel_w * c;
+  int ow = from % g->out_w, oh = from / g->out_w % g->out_h, b = from / (g->out_w * g->out_h);
+  for (int p = from; p < to; p++) {
+    int h0 = oh * g->stride_h - g->top, w0 = ow * g->stride_w - g->left;
+    int whole = g->dilation_w == 1 && w0 >= 0 && w0 + g->kernel_w <= g->in_w;
+    for (int kh = 0; kh < g->kernel_h; kh++, rows += width) {
+      int h = h0 + kh * g->dilation_h;
+      if (h < 0 || h >= g->in_h) continue;
+      float *line = x + ((size_t)b * g->in_h + h) * g->in_w * c;
+      if (whole) {
+        float *at = line + w0 * c;
+        int i = 0;
+        for (; i + 4 <= width; i += 4) store(at + i, add(load(at + i), load(rows + i)));
+        for (; i < width; i++) at[i] += rows[i];
+        continue;
+      }
+      for (int kw = 0; kw < g->kernel_w; kw++) {
+        int w = w0 + kw * g->dilation_w;
+        if (w >= 0 && w < g->in_w)
+          for (int i = 0; i < c; i++) line[w * c + i] += rows[kw * c + i];
+      }
+    }
+    if (++ow == g->out_w) {
+      ow = 0;
+      if (++oh == g->out_h) {
+        oh = 0;
+        b++;
+      }
+    }
+  }
+}
+
+#define CHUNK_FLOATS (1 << 17)
+INLINE int depth(const Geometry *g) { return g->kernel_h * g->kernel_w * g->channels; }
+INLINE int pixels(const Geometry *g) { return g->batch * g->out_h * g->out_w; }
+static int chunk(const Geometry *g) {
+  int rows = CHUNK_FLOATS / (depth(g) > 0 ? depth(g) : 1);
+  rows = rows < SGEMM_MC ? SGEMM_MC : rows - rows % SGEMM_MC;
+  int all = pixels(g);
+  return rows < all ? rows : all;
+}
+INLINE int pointwise(const Geometry *g) {
+  return g->kernel_h == 1 && g->kernel_w == 1 && g->stride_h == 1 && g->stride_w == 1 && g->top == 0 && g->left == 0 &&
+         g->in_h == g->out_h && g->in_w == g->out_w;
+}
+
+// Bytes of work area: one chunk of patches and that of sgemm.
+EXPORT double mf_conv_work(const Geometry *g) {
+  return (double)(pointwise(g) ? 0 : chunk(g)) * depth(g) * sizeof(float) + SGEMM_WORK * sizeof(float) + 64;
+}
+
+EXPORT void mf_conv(const Geometry *g, const float *x, const float *w, float *y, float *work) {
+  int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
+  if (pointwise(g)) {
+    sgemm(0, 0, all, n, k, x, k, w, n, y, n, 0, work);
+    return;
+  }
+  float *rows = work + SGEMM_WORK;
+  for (int p = 0; p < all; p += step) {
+    int to = p + step < all ? p + step : all;
+    patches(g, x, p, to, rows);
+    sgemm(0, 0, to - p, n, k, rows, k, w, n, y + (size_t)p * n, n, 0, work);
+  }
+}
+
+EXPORT void mf_conv_back_filter(const Geometry *g, const float *x, const float *dy, float *dw, float *work) {
+  int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
+  if (pointwise(g)) {
+    sgemm(1, 0, k, n, all, x, k, dy, n, dw, n, 0, work);
+    return;
+  }
+  float *rows = work + SGEMM_WORK;
+  if (all == 0) zero(dw, (size_t)k * n);
+  for (int p = 0; p < all; p += step) {
+    int to = p + step < all ? p + step : all;
+    patches(g, x, p, to, rows);
+    sgemm(1, 0, k, n, to - p, rows, k, dy + (size_t)p * n, n, dw, n, p > 0, work);
+  }
+}
+
+EXPORT void mf_conv_back_input(const Geometry *g, const float *dy, const float *w, float *dx, float *work) {
+  int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
+  if (pointwise(g)) {
+    sgemm(0, 1, all, k, n, dy, n, w, n, dx, k, 0, work);
+    return;
+  }
+  float *rows = work + SGEMM_WORK;
+  zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
+  for (int p = 0; p < all; p += step) {
+    int to = p + step < all ? p + step : all;
+    sgemm(0, 1, to - p, k, n, dy + (size_t)p * n, n, w, n, rows, k, 0, work);
+    add_patches(g, dx, p, to, rows);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------- depthwise
+
+// Calls BODY for every tap (kh, kw) of every output pixel that falls into the image.
+#define FOR_TAPS(g, BODY)                                                              \
+  for (int b = 0; b < g->batch; b++)                                                   \
+    for (int oh = 0; oh < g->out_h; oh++)                                              \
+      for (int ow = 0; ow < g->out_w; ow++) {                                          \
+        size_t out = ((size_t)b * g->out_h + oh) * g->out_w + ow;                      \
+        for (int kh = 0; kh < g->kernel_h; kh++) {                                     \
+          int h = oh * g->stride_h - g->top + kh * g->dilation_h;                      \
+          if (h < 0 || h >= g->in_h) continue;                                         \
+          for (int kw = 0; kw < g->kernel_w; kw++) {                                   \
+            int v = ow * g->stride_w - g->left + kw * g->dilation_w;                   \
+            if (v < 0 || v >= g->in_w) continue;                                       \
+            size_t in = ((size_t)b * g->in_h + h) * g->in_w + v;                       \
+            int tap = kh * g->kernel_w + kw;                                           \
+            BODY                                                                       \
+          }                                                                            \
+        }                                                                              \
+      }
+
+// Here `filters` is the number of output channels: channels times the multiplier.
+EXPORT void mf_depthwise(const Geometry *g, const float *x, const float *w, float *y) {
+  int c = g->channels, n = g->filters, m = c ? n / c : 0;
+  zero(y, (size_t)pixels(g) * n);
+  FOR_TAPS(g, {
+    const float *xi = x + in * c; const float *wi = w + (size_t)tap * n; float *yi = y + out * n;
+    int i = 0;
+    if (m == 1) {
+      for (; i + 4 <= c; i += 4) store(yi + i, madd(load(xi + i), load(wi + i), load(yi + i)));
+      for (; i < c; i++) yi[i] += xi[i] * wi[i];
+    } else
+      for (; i < c; i++)
+        for (int q = 0; q < m; q++) yi[i * m + q] += xi[i] * wi[i * m + q];
+  })
+}
+
+EXPORT void mf_depthwise_back_input(const Geometry *g, const float *dy, const float *w, float *dx) {
+  int c = g->channels, n = g->filters, m = c ? n / c : 0;
+  zero(dx, (size_t)g->batch * g->in_h * g->in_w * c);
+  FOR_TAPS(g, {
+    float *xi = dx + in * c; const float *wi = w + (size_t)tap * n; const float *yi = dy + out * n;
+    int i = 0;
+    if (m == 1) {
+      for (; i + 4 <= c; i += 4) store(xi + i, madd(load(yi + i), load(wi + i), load(xi + i)));
+      for (; i < c; i++) xi[i] += yi[i] * wi[i];
+    } else
+      for (; i < c; i++)
+        for (int q = 0; q < m; q++) xi[i] += yi[i * m + q] * wi[i * m + q];
+  })
+}
+
+EXPORT void mf_depthwise_back_filter(const Geometry *g, const float *x, const float *dy, float *dw) {
+  int c = g->channels, n = g->filters, m = c ? n / c : 0;
+  zero(dw, (size_t)g->kernel_h * g->kernel_w * n);
+  FOR_TAPS(g, {
+    const float *xi = x + in * c; float *wi = dw + (size_t)tap * n; const float *yi = dy + out * n;
+    int i = 0;
+    if (m == 1) {
+      for (; i + 4 <= c; i += 4) store(wi + i, madd(load(yi + i), load(xi + i), load(wi + i)));
+      for (; i < c; i++) wi[i] += yi[i] * xi[i];
+    } else
+      for (; i < c; i++)
+        for (int q = 0; q < m; q++) wi[i * m + q] += yi[i * m + q] * xi[i];
+  })
+}
+
+// --------------------------------------------------------------------------------------------------------- pooling
+
+// The largest element of each window; the first of equals; NaN where the window holds one. Where `dy` is given, its
+// elements are added to `dx` at the places of the maxima instead.
+static void max_pool(const Geometry *g, const float *x, float *y, const float *dy, float *dx) {
+  int c = g->channels;
+  for (int b = 0; b < g->batch; b++)
+    for (int oh = 0; oh < g->out_h; oh++)
+      for (int ow = 0; ow < g->out_w; ow++) {
+        size_t out = (((size_t)b * g->out_h + oh) * g->out_w + ow) * c;
+        for (int i = 0; i < c; i += 4) {
+          int lanes = c - i < 4 ? c - i : 4;
+          f4 best = splat(-__builtin_inff());
+          v128_t place = wasm_i32x4_splat(-1);
+          for (int kh = 0; kh < g->kernel_h; kh++) {
+            int h = oh * g->stride_h - g->top + kh * g->dilation_h;
+            if (h < 0 || h >= g->in_h) continue;
+            for (int kw = 0; kw < g->kernel_w; kw++) {
+              int w = ow * g->stride_w - g->left + kw * g->dilation_w;
+              if (w < 0 || w >= g->in_w) continue;
+              int at = ((b * g->in_h + h) * g->in_w + w) * c + i;
+              f4 v = lanes == 4 ? load(x + at) : load_part(x + at, lanes);
+              // Greater, or not a number where the best so far is one, or the first element.
+              v128_t better = wasm_v128_or(wasm_f32x4_gt(v, best), wasm_v128_and(wasm_f32x4_ne(v, v), wasm_f32x4_eq(best, best)));
+              better = wasm_v128_or(better, wasm_i32x4_lt(place, wasm_i32x4_splat(0)));
+              best = wasm_v128_bitselect(v, best, better);
+              place = wasm_v128_bitselect(wasm_i32x4_splat(at), place, better);
+            }
+          }
+          if (!dy) {
+            if (lanes == 4) store(y + out + i, best);
+            else store_part(y + out + i, best, lanes);
+            continue;
+          }
+          int at[4];
+          wasm_v128_store(at, place);
+          for (int q = 0; q < lanes; q++)
+            if (at[q] >= 0) dx[at[q] + q] += dy[out + i + q];
+        }
+      }
+}
+
+EXPORT void mf_max_pool(const Geometry *g, const float *x, float *y) { max_pool(g, x, y, 0, 0); }
+EXPORT void mf_max_pool_back(const Geometry *g, const float *x, const float *dy, float *dx) {
+  zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
+  max_pool(g, x, 0, dy, dx);
+}
+
+// The mean of the pixels of the window that lie in the image, and its gradient (where dx is given).
+static void avg_pool(const Geometry *g, const float *x, float *y, const float *dy, float *dx) {
+  int c = g->channels;
+  for (int b = 0; b < g->batch; b++)
+    for (int oh = 0; oh < g->out_h; oh++)
+      for (int ow = 0; ow < g->out_w; ow++) {
+        size_t out = (((size_t)b * g->out_h + oh) * g->out_w + ow) * c;
+        int h0 = oh * g->stride_h - g->top, w0 = ow * g->stride_w - g->left, count = 0;
+        for (int kh = 0; kh < g->kernel_h; kh++)
+          for (int kw = 0; kw < g->kernel_w; kw++) {
+            int h = h0 + kh * g->dilation_h, w = w0 + kw * g->dilation_w;
+            count += h >= 0 && h < g->in_h && w >= 0 && w < g->in_w;
+          }
+        float share = 1.0f / count;
+        if (y) zero(y + out, c);
+        for (int kh = 0; kh < g->kernel_h; kh++) {
+          int h = h0 + kh * g->dilation_h;
+          if (h < 0 || h >= g->in_h) continue;
+          for (int kw = 0; kw < g->kernel_w; kw++) {
+            int w = w0 + kw * g->dilation_w;
+            if (w < 0 || w >= g->in_w) continue;
+            size_t at = (((size_t)b * g->in_h + h) * g->in_w + w) * c;
+            if (y)
+              for (int i = 0; i < c; i++) y[out + i] += x[at + i];
+            else
+              for (int i = 0; i < c; i++) dx[at + i] += dy[out + i] * share;
+          }
+        }
+        if (y)
+          for (int i = 0; i < c; i++) y[out + i] *= share;
+      }
+}
+
+EXPORT void mf_avg_pool(const Geometry *g, const float *x, float *y) { avg_pool(g, x, y, 0, 0); }
+EXPORT void mf_avg_pool_back(const Geometry *g, const float *dy, float *dx) {
+  zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
+  avg_pool(g, 0, 0, dy, dx);
+}

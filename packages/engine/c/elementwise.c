@@ -1,0 +1,133 @@
+// Element-wise functions, their gradients, and the optimizer steps.
+#include "vmath.h"
+
+enum { EXP, TANH, ERF, SIGMOID, LOG, SOFTPLUS, RELU, RELU6, ELU, GELU_ERF, GELU_TANH, SILU, SELU };
+
+INLINE f4 gelu_erf(f4 x) {
+  return mul(mul(x, splat(0.5f)), add(splat(1.0f), erf4(mul(x, splat(0.70710678f)))));
+}
+INLINE f4 gelu_erf_slope(f4 x) {
+  f4 cdf = mul(splat(0.5f), add(splat(1.0f), erf4(mul(x, splat(0.70710678f)))));
+  f4 pdf = mul(splat(0.39894228f), exp4(mul(splat(-0.5f), mul(x, x))));
+  return madd(x, pdf, cdf);
+}
+INLINE f4 gelu_inner(f4 x) {
+  return mul(mul(x, splat(0.79788456f)), madd(mul(x, x), splat(0.044715f), splat(1.0f)));
+}
+INLINE f4 gelu_tanh(f4 x) { return mul(mul(x, splat(0.5f)), add(splat(1.0f), tanh4(gelu_inner(x)))); }
+INLINE f4 gelu_tanh_slope(f4 x) {
+  f4 t = tanh4(gelu_inner(x)), one = splat(1.0f);
+  f4 inner = mul(splat(0.79788456f), madd(mul(x, x), splat(3 * 0.044715f), one));
+  return mul(splat(0.5f), madd(mul(x, sub(one, mul(t, t))), inner, add(one, t)));
+}
+INLINE f4 silu(f4 x) { return mul(x, sigmoid4(x)); }
+INLINE f4 silu_slope(f4 x) {
+  f4 s = sigmoid4(x);
+  return mul(s, madd(x, sub(splat(1.0f), s), splat(1.0f)));
+}
+INLINE f4 relu(f4 x) { return max4(x, splat(0.0f)); }
+INLINE f4 relu6(f4 x) { return min4(max4(x, splat(0.0f)), splat(6.0f)); }
+INLINE f4 elu(f4 x) { return select(x, sub(exp4(x), splat(1.0f)), wasm_f32x4_ge(x, splat(0.0f))); }
+INLINE f4 selu(f4 x) {
+  f4 low = mul(splat(1.7580993408473766f), sub(exp4(x), splat(1.0f)));
+  return select(mul(x, splat(1.0507009873554805f)), low, wasm_f32x4_ge(x, splat(0.0f)));
+}
+
+EXPORT void mf_unary(int op, int n, const float *x, float *y) {
+  switch (op) {
+    case EXP: MAP1(n, x, y, exp4); break;
+    case TANH: MAP1(n, x, y, tanh4); break;
+    case ERF: MAP1(n, x, y, erf4); break;
+    case SIGMOID: MAP1(n, x, y, sigmoid4); break;
+    case LOG: MAP1(n, x, y, log4); break;
+    case SOFTPLUS: MAP1(n, x, y, softplus4); break;
+    case RELU: MAP1(n, x, y, relu); break;
+    case RELU6: MAP1(n, x, y, relu6); break;
+    case ELU: MAP1(n, x, y, elu); break;
+    case GELU_ERF: MAP1(n, x, y, gelu_erf); break;
+    case GELU_TANH: MAP1(n, x, y, gelu_tanh); break;
+    case SILU: MAP1(n, x, y, silu); break;
+    case SELU: MAP1(n, x, y, selu); break;
+  }
+}
+
+// dx = dy · slope(x)
+#define BACK(SLOPE)                                                                             \
+  {                                                                                             \
+    int i = 0;                                                                                  \
+    for (; i + 4 <= n; i += 4) store(dx + i, mul(load(dy + i), SLOPE(load(x + i))));            \
+    if (i < n) store_part(dx + i, mul(load_part(dy + i, n - i), SLOPE(load_part(x + i, n - i))), n - i); \
+    break;                                                                                      \
+  }
+EXPORT void mf_unary_back(int op, int n, const float *x, const float *dy, float *dx) {
+  switch (op) {
+    case GELU_ERF: BACK(gelu_erf_slope)
+    case GELU_TANH: BACK(gelu_tanh_slope)
+    case SILU: BACK(silu_slope)
+  }
+}
+
+// c[rows, n] += bias[n] (where there is one), then the activation; slopes[n] are PReLU's.
+EXPORT void mf_bias_act(int rows, int n, float *c, const float *bias, int act, const float *slopes, float alpha) {
+  if (bias)
+    for (int i = 0; i < rows; i++) {
+      float *row = c + (size_t)i * n;
+      int j = 0;
+      if (act == RELU) {
+        for (; j + 4 <= n; j += 4) store(row + j, relu(add(load(row + j), load(bias + j))));
+        if (j < n) store_part(row + j, relu(add(load_part(row + j, n - j), load_part(bias + j, n - j))), n - j);
+      } else {
+        for (; j + 4 <= n; j += 4) store(row + j, add(load(row + j), load(bias + j)));
+        for (; j < n; j++) row[j] += bias[j];
+      }
+    }
+  int all = rows * n;
+  if (slopes) {
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < n; j++)
+        if (c[(size_t)i * n + j] < 0) c[(size_t)i * n + j] *= slopes[j];
+  } else if (alpha != 0) {
+    for (int i = 0; i < all; i++)
+      if (c[i] < 0) c[i] *= alpha;
+  } else if (act >= 0 && !(bias && act == RELU)) {
+    mf_unary(act, all, c, c);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ optimizers
+
+// Adam (Kingma and Ba 2015, algorithm 1). Differences from 1 come ready made, since they lose digits in single precision:
+// rest = 1-β, correct = 1-β^t. decay is AdamW's, times the rate.
+EXPORT void mf_adam(int n, const float *w, const float *g, const float *m, const float *v, float *w_out, float *m_out,
+                    float *v_out, float rate, float beta1, float beta2, float rest1, float rest2, float eps, float correct1,
+                    float correct2, float decay) {
+  f4 b1 = splat(beta1), c1 = splat(rest1), b2 = splat(beta2), c2 = splat(rest2), e = splat(eps);
+  f4 i1 = splat(1 / correct1), i2 = splat(1 / correct2), r = splat(rate), keep = splat(1 - decay);
+#define ADAM(LOAD, STORE)                                                                              \
+  f4 gi = LOAD(g, i), mi = add(mul(b1, LOAD(m, i)), mul(c1, gi)), vi = add(mul(b2, LOAD(v, i)), mul(c2, mul(gi, gi))); \
+  f4 step = div4(mul(r, mul(mi, i1)), add(wasm_f32x4_sqrt(mul(vi, i2)), e));                           \
+  f4 wi = sub(mul(keep, LOAD(w, i)), step);                                                            \
+  STORE(m_out, i, mi) STORE(v_out, i, vi) STORE(w_out, i, wi)
+#define WHOLE_LOAD(p, i) load(p + i)
+#define WHOLE_STORE(p, i, x) store(p + i, x);
+#define PART_LOAD(p, i) load_part(p + i, n - i)
+#define PART_STORE(p, i, x) store_part(p + i, x, n - i);
+  int i = 0;
+  for (; i + 4 <= n; i += 4) { ADAM(WHOLE_LOAD, WHOLE_STORE) }
+  if (i < n) { ADAM(PART_LOAD, PART_STORE) }
+}
+
+// SGD with momentum μ (0: none, `u` unused): u = μu + g; w -= rate·(nesterov ? g + μu : u).
+EXPORT void mf_sgd(int n, const float *w, const float *g, const float *u, float *w_out, float *u_out, float rate,
+                   float momentum, int nesterov, float decay) {
+  float keep = 1 - decay;
+  if (!u) {
+    for (int i = 0; i < n; i++) w_out[i] = keep * w[i] - rate * g[i];
+    return;
+  }
+  for (int i = 0; i < n; i++) {
+    float gi = g[i], ui = momentum * u[i] + gi;
+    u_out[i] = ui;
+    w_out[i] = keep * w[i] - rate * (nesterov ? gi + momentum * ui : ui);
+  }
+}

@@ -1,0 +1,215 @@
+import * as tf from '@tensorflow/tfjs';
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import type { OwnKernel } from '../backend.ts';
+import { native } from '../native.ts';
+import { identity } from './data.ts';
+import { FUNCTIONS } from './matmul.ts';
+
+const size = tf.util.sizeFromShape;
+const isWord = ({ dtype }: tf.TensorInfo): boolean => dtype === 'float32' || dtype === 'int32';
+
+/** An element-wise function of float32. */
+export function unary(name: keyof typeof FUNCTIONS): OwnKernel {
+  return ({ inputs: { x }, backend }) => {
+    const engine = native(backend);
+    if (!engine || x.dtype !== 'float32') return null;
+    const out = backend.makeOutput(x.shape, 'float32');
+    engine.kernels.mf_unary(FUNCTIONS[name], size(x.shape), engine.at(x), engine.at(out));
+    return out;
+  };
+}
+
+/** tf.softmax over the last axis. */
+export const softmax: OwnKernel = ({ inputs: { logits }, attrs, backend }) => {
+  const engine = native(backend);
+  const dim = attrs.dim as number;
+  if (!engine || logits.dtype !== 'float32' || (dim !== -1 && dim !== logits.shape.length - 1)) return null;
+  const n = logits.shape.at(-1) ?? 1;
+  const out = backend.makeOutput(logits.shape, 'float32');
+  if (size(logits.shape) > 0) {
+    engine.kernels.mf_softmax(size(logits.shape) / n, n, engine.at(logits), engine.at(out));
+  }
+  return out;
+};
+
+/** Sum or mean over any axes: one pass per run of neighbouring axes, the last run first. */
+function reduce(mean: boolean): OwnKernel {
+  return ({ inputs: { x }, attrs, backend }) => {
+    const engine = native(backend);
+    if (!engine || x.dtype !== 'float32') return null;
+    const axes = tf.util.parseAxisParam(attrs.axis as number | number[], x.shape);
+    const reduced = x.shape.map((_, axis) => axes.includes(axis));
+    const kept = x.shape.filter((_, axis) => !reduced[axis]);
+    const shape = attrs.keepDims ? x.shape.map((length, axis) => (reduced[axis] ? 1 : length)) : kept;
+    const total = axes.reduce((product, axis) => product * x.shape[axis], 1);
+    let current = x;
+    const lengths = [...x.shape];
+    for (let end = lengths.length; end > 0; ) {
+      if (!reduced[end - 1]) {
+        end--;
+        continue;
+      }
+      let start = end - 1;
+      while (start > 0 && reduced[start - 1]) start--;
+      const n = size(lengths.slice(start, end));
+      const outer = size(lengths.slice(0, start));
+      const inner = size(lengths.slice(end));
+      lengths.fill(1, start, end);
+      const isLast = !reduced.slice(0, start).includes(true);
+      const next = backend.makeOutput([outer, inner], 'float32');
+      engine.kernels.mf_sum(outer, n, inner, engine.at(current), engine.at(next), isLast && mean ? 1 / total : 1);
+      if (current !== x) backend.disposeData(current.dataId);
+      current = next;
+      end = start;
+    }
+    if (current === x) backend.incRef(x.dataId);
+    return { dataId: current.dataId, shape, dtype: 'float32' };
+  };
+}
+
+/** tf.sum. */
+export const sum: OwnKernel = reduce(false);
+/** tf.mean. */
+export const mean: OwnKernel = reduce(true);
+
+/** tf.gather without batch dimensions. */
+export const gather: OwnKernel = ({ inputs: { x, indices }, attrs, backend }) => {
+  const engine = native(backend);
+  if (!engine || !isWord(x) || indices.dtype !== 'int32' || attrs.batchDims) return null;
+  const axis = tf.util.parseAxisParam(attrs.axis as number, x.shape)[0];
+  const outer = x.shape.slice(0, axis);
+  const row = x.shape.slice(axis + 1);
+  const out = backend.makeOutput([...outer, ...indices.shape, ...row], x.dtype);
+  const bad = engine.kernels.mf_gather(
+    size(outer),
+    x.shape[axis],
+    size(indices.shape),
+    4 * size(row),
+    engine.at(x),
+    engine.at(indices),
+    engine.at(out),
+  );
+  if (bad < 0) return out;
+  backend.disposeData(out.dataId);
+  const index = (backend.readSync(indices.dataId) as Int32Array)[bad];
+  throw new Error(`GatherV2: the index value ${index} is not in [0, ${x.shape[axis] - 1}]`);
+};
+
+/** Sums rows of `x` that carry the same segment number; rows with a number out of range are left out. */
+export const segmentSum: OwnKernel = ({ inputs: { x, segmentIds }, attrs, backend }) => {
+  const engine = native(backend);
+  if (!engine || x.dtype !== 'float32' || segmentIds.dtype !== 'int32') return null;
+  const segments = attrs.numSegments as number;
+  const row = x.shape.slice(segmentIds.shape.length);
+  const out = backend.makeOutput([segments, ...row], 'float32');
+  const count = size(segmentIds.shape);
+  engine.kernels.mf_segment_sum(count, segments, size(row), engine.at(x), engine.at(segmentIds), engine.at(out));
+  return out;
+};
+
+/** tf.transpose of up to four axes after merging those that stay neighbours; no copy where the order stays. */
+export const transpose: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
+  const engine = native(backend);
+  if (!engine || !isWord(x)) return null;
+  const perm = attrs.perm as number[];
+  const shape = perm.map((axis) => x.shape[axis]);
+  const strides = tf.util.computeStrides(x.shape).concat(1);
+  const axes: { length: number; from: number }[] = [];
+  perm.forEach((axis) => {
+    const length = x.shape[axis];
+    const before = axes.at(-1);
+    if (length === 1) return;
+    if (before && before.from === length * strides[axis])
+      axes[axes.length - 1] = { length: before.length * length, from: strides[axis] };
+    else axes.push({ length, from: strides[axis] });
+  });
+  if (axes.length <= 1) {
+    backend.incRef(x.dataId);
+    return { dataId: x.dataId, shape, dtype: x.dtype };
+  }
+  if (axes.length > 4) return null;
+  let stride = 1;
+  const placed = axes.reverse().map((axis) => {
+    const to = stride;
+    stride *= axis.length;
+    return { ...axis, to };
+  });
+  const [last, ...others] = placed;
+  // The axis that is contiguous in x goes next to the one that is contiguous in the result.
+  others.sort((one, two) => Number(two.from === 1) - Number(one.from === 1));
+  while (others.length < 3) others.push({ length: 1, from: 0, to: 0 });
+  const [c, b, a] = others;
+  const out = backend.makeOutput(shape, x.dtype);
+  engine.kernels.mf_transpose(
+    ...[a.length, b.length, c.length, last.length],
+    ...[a.from, b.from, c.from, last.from],
+    ...[a.to, b.to, c.to],
+    engine.at(x),
+    engine.at(out),
+  );
+  return out;
+};
+
+/** Copies the part [begin, begin + length) of one axis. */
+function cut(backend: BackendWasm, x: tf.TensorInfo, axis: number, begin: number, length: number): tf.TensorInfo {
+  const engine = native(backend)!;
+  const inner = 4 * size(x.shape.slice(axis + 1));
+  const shape = x.shape.map((whole, i) => (i === axis ? length : whole));
+  const out = backend.makeOutput(shape, x.dtype);
+  const [bytes, step] = [length * inner, x.shape[axis] * inner];
+  const rows = size(x.shape.slice(0, axis));
+  engine.kernels.mf_copy_rows(rows, bytes, engine.at(x) + begin * inner, step, engine.at(out), bytes);
+  return out;
+}
+
+/** tf.slice along one axis. */
+export const slice: OwnKernel = (args) => {
+  const { inputs, attrs, backend } = args;
+  const { x } = inputs;
+  if (!native(backend) || !isWord(x)) return null;
+  const [begin, lengths] = tf.slice_util.parseSliceParams(
+    x as tf.Tensor,
+    attrs.begin as number[],
+    attrs.size as number[],
+  );
+  tf.slice_util.assertParamsValid(x as tf.Tensor, begin, lengths);
+  const partial = lengths.flatMap((length, axis) => (length === x.shape[axis] ? [] : [axis]));
+  if (partial.length === 0) return identity(args);
+  if (partial.length > 1) return null;
+  const [axis] = partial;
+  return cut(backend, x, axis, begin[axis], lengths[axis]);
+};
+
+/** tf.split. */
+export const split: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
+  if (!native(backend) || !isWord(x)) return null;
+  const axis = tf.util.parseAxisParam(attrs.axis as number, x.shape)[0];
+  const lengths = tf.backend_util.prepareSplitSize(x as tf.Tensor, attrs.numOrSizeSplits as number | number[], axis);
+  let begin = 0;
+  return lengths.map((length) => {
+    const part = cut(backend, x, axis, begin, length);
+    begin += length;
+    return part;
+  });
+};
+
+/** tf.concat. */
+export const concat: OwnKernel = ({ inputs, attrs, backend }) => {
+  const engine = native(backend);
+  const parts = Object.values(inputs);
+  if (!engine || !parts.every((part) => isWord(part) && part.dtype === parts[0].dtype)) return null;
+  const axis = tf.util.parseAxisParam(attrs.axis as number, parts[0].shape)[0];
+  const shapes = parts.map(({ shape }) => shape);
+  tf.backend_util.assertParamsConsistent(shapes, axis);
+  const shape = tf.backend_util.computeOutShape(shapes, axis);
+  const out = backend.makeOutput(shape, parts[0].dtype);
+  const inner = 4 * size(shape.slice(axis + 1));
+  const rows = size(shape.slice(0, axis));
+  let to = engine.at(out);
+  for (const part of parts) {
+    const bytes = part.shape[axis] * inner;
+    engine.kernels.mf_copy_rows(rows, bytes, engine.at(part), bytes, to, shape[axis] * inner);
+    to += bytes;
+  }
+  return out;
+};
