@@ -28,7 +28,7 @@ import {
   loBig,
   parseType,
   sameFormat,
-  typeOfRange,
+  typeOfRanges,
 } from './types.ts';
 
 /** A type object or its text. */
@@ -555,9 +555,7 @@ export function tightAccType(
     low[c] += w < 0n ? w * xHigh : w * xLow;
     high[c] += w < 0n ? w * xLow : w * xHigh;
   });
-  const least = low.reduce((a, b) => (b < a ? b : a));
-  const most = high.reduce((a, b) => (b > a ? b : a));
-  return typeOfRange(least, most, Fa);
+  return typeOfRanges(low, high, Fa);
 }
 
 function termsOf(weights: RawTensor, config: MultiplierFreeConfig, name: string): MultiplierFreeTerms {

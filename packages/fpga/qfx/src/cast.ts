@@ -42,13 +42,11 @@ export function overflowDouble(q: number, type: FixedType): number {
   const high = hi(type);
   switch (type.O) {
     case 'AP_SAT':
-      return q < low ? low : q > high ? high : q;
+      return Math.min(Math.max(q, low), high);
     case 'AP_SAT_ZERO':
       return q < low || q > high ? 0 : q;
-    case 'AP_SAT_SYM': {
-      const symmetric = type.signed ? -high : low;
-      return q < symmetric ? symmetric : q > high ? high : q;
-    }
+    case 'AP_SAT_SYM':
+      return Math.min(Math.max(q, type.signed ? -high : low), high);
     case 'AP_WRAP': {
       if (q >= low && q <= high) return q;
       const modulus = 2 ** type.W;

@@ -1,6 +1,7 @@
 export * from './build.ts';
 export * from './cast.ts';
 export * from './digits.ts';
+export * from './estimate.ts';
 export * from './exactness.ts';
 export * from './freeze.ts';
 export * from './graph.ts';

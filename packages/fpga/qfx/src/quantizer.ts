@@ -65,7 +65,7 @@ export class FixedQuantizer {
     this.rounding = fixedRounding(this.format);
     if (config.theta !== undefined) {
       const { theta } = config;
-      this.bind(theta instanceof tf.Variable ? theta : tf.variable(tf.tensor1d([theta].flat() as number[])));
+      this.bind(theta instanceof tf.Variable ? theta : newVariable([theta].flat() as number[]));
     }
   }
 
@@ -109,7 +109,7 @@ export class FixedQuantizer {
       const value = tf.tensor1d(positions);
       this.variable.assign(value);
       value.dispose();
-    } else this.variable = tf.variable(tf.tensor1d(positions));
+    } else this.variable = newVariable(positions);
   }
 
   private startFor(values: ArrayLike<number>): number {
@@ -193,6 +193,10 @@ function clip(x: number, low: number, high: number): number {
   return Math.min(Math.max(x, low), high);
 }
 
+function newVariable(values: number[]): tf.Variable {
+  return tf.tidy(() => tf.variable(tf.tensor1d(values)));
+}
+
 function toFloat32(values: Reals): Float32Array {
   return values instanceof Float32Array ? values : Float32Array.from(values);
 }
@@ -221,13 +225,13 @@ function roundAll(v: Reals, relu: boolean, { rounding, fractions }: Grid): Float
         poison += u * 0;
         // Exact: u * scale has at most 52 significant bits here (see exactness.ts), so adding 1/2 does not round up.
         const q = Math.floor(u * scale + 0.5);
-        y[i] = (q < least ? least : q > high ? high : q) * step;
+        y[i] = Math.min(Math.max(q, least), high) * step;
       }
     } else {
       for (let i = c; i < v.length; i += channels) {
         const u = v[i];
         poison += u * 0;
-        y[i] = rounding.raw((u < floor ? floor : u) * scale) * step;
+        y[i] = rounding.raw(Math.max(u, floor) * scale) * step;
       }
     }
   }

@@ -188,7 +188,7 @@ function castAll(acc: RawData | Float64Array, fraction: number, relu: boolean, t
     for (let i = 0; i < acc.length; i++) {
       // |acc| < 2^52, so adding the half is exact or too small to matter.
       const q = Math.floor(acc[i] * scale + 0.5);
-      out[i] = q < low ? low : q > high ? high : q;
+      out[i] = Math.min(Math.max(q, low), high);
     }
     return out;
   }

@@ -217,7 +217,7 @@ export class QfxModel extends tf.LayersModel {
     customObjects?: tf.serialization.ConfigDict,
     fastWeightInit?: boolean,
   ): T {
-    const model = super.fromConfig(cls, config, customObjects, fastWeightInit) as unknown as QfxModel;
+    const model = tf.LayersModel.fromConfig(cls, config, customObjects, fastWeightInit) as unknown as QfxModel;
     model.settings = (config.qfx ?? {}) as QfxModelSettings;
     return model as unknown as T;
   }

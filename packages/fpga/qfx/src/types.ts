@@ -294,12 +294,15 @@ export function accType(x: FixedType, w: FixedType, terms: number, bias?: FixedT
   return bias ? addType(sum, bias) : sum;
 }
 
-/** The least exact type with F fraction bits that holds [low, high]; unsigned when low >= 0. */
-export function typeOfRange(low: bigint, high: bigint, F: number): FixedType {
-  const signed = low < 0n;
+/** The least exact type with F fraction bits that holds every [low, high]; unsigned when no low is negative. */
+export function typeOfRanges(low: readonly bigint[], high: readonly bigint[], F: number): FixedType {
+  const signed = low.some((v) => v < 0n);
+  const holds = (W: number): boolean => {
+    const type = exactType(W, W, signed);
+    return low.every((v) => v >= loBig(type)) && high.every((v) => v <= hiBig(type));
+  };
   let W = 1;
-  if (signed) while (low < -(1n << BigInt(W - 1)) || high > (1n << BigInt(W - 1)) - 1n) W++;
-  else while (high > (1n << BigInt(W)) - 1n) W++;
+  while (!holds(W)) W++;
   return exactType(W, W - F, signed);
 }
 

@@ -27,7 +27,7 @@ export function steps(model: tf.LayersModel): Step[] {
     const layer = tensor.sourceLayer;
     const node = layer.inboundNodes[tensor.nodeIndex];
     if (layer instanceof tf.LayersModel) {
-      layer.inputs.forEach((input, i) => alias.set(input.id, node.inputTensors[i]));
+      for (const [i, input] of layer.inputs.entries()) alias.set(input.id, node.inputTensors[i]);
       return visit(layer.outputs[tensor.outputTensorIndex ?? 0]);
     }
     const known = done.get(layer);
