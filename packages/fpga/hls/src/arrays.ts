@@ -2,7 +2,7 @@ import { type FixedType, fractionBits, isMac, type MacNode, type RawTensor, rawB
 import { averageProduct } from './c99.ts';
 import type { Flavour } from './options.ts';
 import { describe, type LayerPlan, type Plan } from './plan.ts';
-import { decimal, lines, literalTable } from './text.ts';
+import { comment as blockComment, decimal, lines, literalTable } from './text.ts';
 
 /** One constant array in a file of its own. */
 export interface ArrayFile {
@@ -215,6 +215,6 @@ function file(
       : forms[flavours[0]]();
   return {
     path,
-    text: `${lines(`/* ${comment.replace(/\*\//g, '* /')} */`, `#ifndef ${guard}`, `#define ${guard}`, '', body, '', '#endif')}\n`,
+    text: `${lines(blockComment(comment), `#ifndef ${guard}`, `#define ${guard}`, '', body, '', '#endif')}\n`,
   };
 }

@@ -248,6 +248,7 @@ function termFunction(layer: LayerPlan, node: MacNode): string {
       ),
     ),
     '}',
+    '',
   );
 }
 
@@ -259,5 +260,6 @@ function wrapFunction(id: number, accumulator: FixedType): string {
     indent(wrapStatement(accumulator)),
     '    return v;',
     '}',
+    '',
   );
 }

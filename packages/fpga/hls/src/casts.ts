@@ -50,6 +50,7 @@ export function castFunction(name: string, result: string, fraction: number, ran
     ...steps.map((step) => step.replace(/^(?=[^\n])/gm, '    ')),
     `    return (${result})v;`,
     '}',
+    '',
   );
 }
 

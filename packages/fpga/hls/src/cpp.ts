@@ -1,5 +1,5 @@
 import { ensure } from '@matforge/core';
-import { ceilLog2, type FixedType, formatType, isMac, type MacNode, mulType } from '@matforge/qfx';
+import { ceilLog2, type FixedType, formatType, isMac, mulType } from '@matforge/qfx';
 import { termWidth } from './c99.ts';
 import { constant, type Dialect, typeName } from './layers.ts';
 import { formatExact, type LayerPlan, type Plan } from './plan.ts';
@@ -42,8 +42,9 @@ export function cppTypedefs(plan: Plan): string {
   for (const layer of plan.layers) {
     const { node, id } = layer;
     if (isMac(node)) {
-      out.push(`typedef ${formatType(node.weightType)} weight${id}_t;`);
-      if (node.biasType) out.push(`typedef ${formatType(node.biasType)} bias${id}_t;`);
+      // Weights arrive cast: their literals are exact, and a mode could only change them (-hi for lo under AP_SAT_SYM).
+      out.push(`typedef ${formatExact(node.weightType)} weight${id}_t;`);
+      if (node.biasType) out.push(`typedef ${formatExact(node.biasType)} bias${id}_t;`);
       out.push(`typedef ${formatExact(node.accumulator)} accum${id}_t;`);
       if (node.multiplierFree) {
         out.push(
@@ -54,9 +55,11 @@ export function cppTypedefs(plan: Plan): string {
     } else if (node.op === 'add' || node.op === 'avgPool2d') {
       out.push(`typedef ${formatExact(node.accumulator)} accum${id}_t;`);
     }
-    out.push(`typedef ${formatType(node.type)} ${typeName(node)};`);
+    // A concatenation copies from types that may differ in their modes.
+    const result = node.op === 'concat' ? formatExact(node.type) : formatType(node.type);
+    out.push(`typedef ${result} ${typeName(node)};`);
   }
-  out.push(`typedef ${formatType(plan.output.type)} result_t;`);
+  out.push(`typedef ${typeName(plan.outputRoot)} result_t;`);
   return out.join('\n');
 }
 
@@ -73,7 +76,7 @@ export const cpp: Dialect = {
 
   prelude(layer) {
     const { node } = layer;
-    return isMac(node) && node.multiplierFree ? termFunction(layer, node) : undefined;
+    return isMac(node) && node.multiplierFree ? termFunction(layer) : undefined;
   },
 
   accumulators(layer, node) {
@@ -212,7 +215,7 @@ export const cpp: Dialect = {
   },
 };
 
-function termFunction(layer: LayerPlan, node: MacNode): string {
+function termFunction(layer: LayerPlan): string {
   const { id } = layer;
   const xType = layer.sources[0].type;
   return lines(
@@ -231,5 +234,6 @@ function termFunction(layer: LayerPlan, node: MacNode): string {
       ),
     ),
     '}',
+    '',
   );
 }

@@ -7,7 +7,7 @@ import { cloneFunction, type Dialect, layerConstants, layerFunction, sizeName, t
 import type { Flavour } from './options.ts';
 import { describe, type Plan } from './plan.ts';
 import { QFX_AP_HEADER } from './qfx-ap.ts';
-import { indent, lines } from './text.ts';
+import { comment, indent, lines } from './text.ts';
 
 /** Local arrays beyond this many bytes are static: a stack may be too small for them. */
 const STACK_LIMIT = 1 << 20;
@@ -38,8 +38,8 @@ export function firmware(plan: Plan, flavours: readonly Flavour[]): Record<strin
 
 const guardOf = (plan: Plan, file: string): string => `${plan.settings.name}_${file}`.toUpperCase();
 
-function guarded(guard: string, comment: string, ...body: (string | false | undefined)[]): string {
-  return `${lines(`/* ${comment} */`, `#ifndef ${guard}`, `#define ${guard}`, '', ...body, '', '#endif')}\n`;
+function guarded(guard: string, purpose: string, ...body: (string | false | undefined)[]): string {
+  return `${lines(comment(purpose), `#ifndef ${guard}`, `#define ${guard}`, '', ...body, '', '#endif')}\n`;
 }
 
 function enumeration(entries: readonly [string, number | string][]): string {
@@ -94,7 +94,7 @@ function parametersHeader(plan: Plan): string {
     ]),
     ...layers.flatMap(({ layer, constants }) => [
       '',
-      `/* ${layer.node.name.replace(/\*\//g, '* /')} (${layer.node.op}) */`,
+      comment(`${layer.node.name} (${layer.node.op})`),
       enumeration(constants.map(([key, value]) => [`LAYER${layer.id}_${key}`, value])),
     ]),
   );

@@ -12,13 +12,12 @@ import {
   type MaxPool2dNode,
   matrixSize,
   type QfxNode,
-  sizeOf,
   type Window2d,
   type ZeroPad2dNode,
 } from '@matforge/qfx';
 import type { ClonePlan, LayerPlan } from './plan.ts';
 import { describe } from './plan.ts';
-import { block, indent, lines, loop } from './text.ts';
+import { block, comment, indent, lines, loop, wrapCall } from './text.ts';
 
 /**
  * What C99 on plain integers and C++ on ap_fixed types say differently. The loops and the pragmas are the same, and the
@@ -58,9 +57,9 @@ export function parameters(layer: LayerPlan): string[] {
 /** The whole text of one layer: comment, casts, function. */
 export function layerFunction(layer: LayerPlan, dialect: Dialect): string {
   return lines(
-    `/* ${title(layer)} */`,
     dialect.prelude(layer),
-    `static void ${layer.fn}(${parameters(layer).join(', ')})`,
+    comment(title(layer)),
+    wrapCall(`static void ${layer.fn}(`, parameters(layer), ')'),
     '{',
     indent(body(layer, dialect)),
     '}',
@@ -73,7 +72,11 @@ export function cloneFunction(clone: ClonePlan, source: QfxNode): string {
   const outs = clone.to.map((_, i) => `out${i + 1}`);
   return lines(
     `/* Under DATAFLOW an array has one reader: ${clone.to.length} readers get their own copy. */`,
-    `static void clone_${clone.from.layer}(${[`const ${type} in[${size}]`, ...outs.map((out) => `${type} ${out}[${size}]`)].join(', ')})`,
+    wrapCall(
+      `static void clone_${clone.from.layer}(`,
+      [`const ${type} in[${size}]`, ...outs.map((out) => `${type} ${out}[${size}]`)],
+      ')',
+    ),
     '{',
     indent(loop('i', size, '#pragma HLS PIPELINE II=1', ...outs.map((out) => `${out}[i] = in[i];`))),
     '}',
@@ -90,7 +93,7 @@ function title({ node, sources, id }: LayerPlan): string {
   }
   if ('activation' in node && node.activation !== 'linear') details.push(node.activation);
   details.push(`result ${describe(node.type)}`);
-  return `Layer ${id}, ${node.name}: ${details.join(', ')}`.replace(/\*\//g, '* /');
+  return `Layer ${id}, ${node.name}: ${details.join(', ')}`;
 }
 
 function body(layer: LayerPlan, dialect: Dialect): string {
@@ -128,7 +131,7 @@ function body(layer: LayerPlan, dialect: Dialect): string {
     case 'zeroPad2d':
       return zeroPad(layer, node);
     case 'concat':
-      return concat(layer, node);
+      return concat(node);
     default:
       throw new Error(`${node.op} has no function of its own`);
   }
@@ -306,7 +309,7 @@ function streamedConvolution(layer: LayerPlan, node: Conv2dNode | DepthwiseConv2
     strideH > 1 && `top % ${c('STRIDE_H')} != 0`,
     strideW > 1 && `left % ${c('STRIDE_W')} != 0`,
   ].filter((test) => test !== false);
-  const position = `(${strideH > 1 ? `top / ${c('STRIDE_H')}` : 'top'}) * ${c('OUT_W')} + ${strideW > 1 ? `left / ${c('STRIDE_W')}` : 'left'}`;
+  const position = `${strideH > 1 ? `(top / ${c('STRIDE_H')})` : 'top'} * ${c('OUT_W')} + ${strideW > 1 ? `left / ${c('STRIDE_W')}` : 'left'}`;
   return lines(
     tall && `${type} line[${c('KERNEL_H')} - 1][${c('PADDED_W')} * ${c('IN_C')}]${dialect.zeroed};`,
     tall && '#pragma HLS ARRAY_PARTITION variable=line complete dim=1',
@@ -494,7 +497,7 @@ function maxPool(layer: LayerPlan, node: MaxPool2dNode): string {
         '#pragma HLS ARRAY_PARTITION variable=best complete',
         loop('c', c('IN_C'), `best[c] = ${first};`),
       ),
-    (element) => `if (${element} > best[c]) best[c] = ${element};`,
+    (element) => lines(`const ${type} x = ${element};`, 'if (x > best[c]) best[c] = x;'),
     loop('c', c('IN_C'), `out[(oh * ${c('OUT_W')} + ow) * ${c('IN_C')} + c] = best[c];`),
     false,
   );
@@ -559,7 +562,7 @@ function zeroPad(layer: LayerPlan, node: ZeroPad2dNode): string {
   );
 }
 
-function concat(layer: LayerPlan, node: ConcatNode): string {
+function concat(node: ConcatNode): string {
   const total = node.chunks.reduce((a, b) => a + b, 0);
   let offset = 0;
   const copies = node.chunks.map((chunk, i) => {
@@ -615,5 +618,3 @@ export function layerConstants(layer: LayerPlan): [string, number | string][] {
 function inputImage(node: ZeroPad2dNode): number[] {
   return [node.shape[0] - node.padTop - node.padBottom, node.shape[1] - node.padLeft - node.padRight, node.shape[2]];
 }
-
-export const elements = (node: QfxNode): number => sizeOf(node.shape);

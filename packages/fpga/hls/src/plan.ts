@@ -5,13 +5,13 @@ import {
   isMac,
   type MacNode,
   matrixSize,
+  nearestReuseFactor,
   type QfxGraph,
   type QfxNode,
   type QfxOp,
   type Strategy,
   sizeOf,
 } from '@matforge/qfx';
-import { nearestReuseFactor } from './folding.ts';
 import type { Settings } from './options.ts';
 import { identifier } from './text.ts';
 
@@ -77,6 +77,8 @@ export interface Plan {
   readonly bufferOf: ReadonlyMap<number, Buffer>;
   readonly input: QfxNode;
   readonly output: QfxNode;
+  /** The node that computes the output; `output` may be a reshape of it. */
+  readonly outputRoot: QfxNode;
   readonly warnings: readonly string[];
 }
 
@@ -165,7 +167,7 @@ export function plan(graph: QfxGraph, settings: Settings): Plan {
     addClone(node.id);
   }
   const bufferOf = new Map(graph.nodes.map((node) => [node.id, main.get(root(node.id).id)!]));
-  return { graph, settings, steps, layers, bufferOf, input, output, warnings };
+  return { graph, settings, steps, layers, bufferOf, input, output, outputRoot, warnings };
 }
 
 /** Reuse factor, strategy and parallel positions of a layer. */

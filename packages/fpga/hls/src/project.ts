@@ -1,12 +1,28 @@
 import { ensure, refuse } from '@matforge/core';
-import { graphFromJson, graphToJson, type QfxGraph, type SimulationInput, simulate, sizeOf } from '@matforge/qfx';
+import {
+  formatType,
+  graphFromJson,
+  graphToJson,
+  type QfxGraph,
+  type SimulationInput,
+  simulate,
+  sizeOf,
+} from '@matforge/qfx';
 import { firmware } from './firmware.ts';
 import { type EmitOptions, type Flavour, type Hls4mlAliases, resolveOptions } from './options.ts';
 import { type Plan, plan } from './plan.ts';
 import { profileOf } from './profile.ts';
 import { projectReadme } from './readme.ts';
 import { estimateReport, reportFiles } from './report.ts';
-import { flatten, type RawSample, rawSamples, rowsOf, type SampleOptions, testbenchSamples } from './samples.ts';
+import {
+  flatten,
+  legalRange,
+  type RawSample,
+  rawSamples,
+  rowsOf,
+  type SampleOptions,
+  testbenchSamples,
+} from './samples.ts';
 import { makefile, tclFiles } from './scripts.ts';
 import { testbenchC, testbenchCpp, vectorFiles } from './testbench.ts';
 
@@ -56,6 +72,10 @@ export function emitProject(graph: QfxGraph, options: ProjectOptions = {}): Reco
   const own = testbenchSamples(graph, testbench);
   const given = samples ? givenSamples(graph, samples) : [];
   const inputs = [...own, ...given];
+  const [least] = legalRange(layout.input.type);
+  for (const v of given.flat()) {
+    if (BigInt(v) < least) refuse('samples', `raw ${v} cannot come out of a cast to ${formatType(layout.input.type)}`);
+  }
   const { raw } = simulate(graph, flatten(inputs), { rawInput: true });
   Object.assign(files, vectorFiles(layout, { inputs, outputs: rowsOf(raw, sizeOf(layout.output.shape)) }));
   const calibration = given.length > 0 ? given : own;

@@ -10,21 +10,21 @@ export function projectReadme(plan: Plan, flavours: readonly Flavour[], report: 
   const c = flavours.includes('c');
   const hls = flavours.includes('hls');
   const types = [
-    `| 1 | ${plan.input.name} | input | ${plan.input.shape.join(' x ')} | | | | \`${describe(plan.input.type)}\` |`,
+    `| 1 | ${cellText(plan.input.name)} | input | ${plan.input.shape.join(' x ')} | | | | \`${describe(plan.input.type)}\` |`,
     ...plan.layers.map(({ node, id }) => {
       const [w, b, a] = isMac(node)
         ? [node.weightType, node.biasType, node.accumulator]
         : [undefined, undefined, 'accumulator' in node ? node.accumulator : undefined];
       const cell = (type: typeof w): string => (type ? `\`${describe(type)}\`` : '');
       const free = isMac(node) && node.multiplierFree ? `, ${node.multiplierFree.k}-hot` : '';
-      return `| ${id} | ${node.name} | ${node.op}${free} | ${node.shape.join(' x ')} | ${cell(w)} | ${cell(b)} | ${cell(a)} | ${cell(node.type)} |`;
+      return `| ${id} | ${cellText(node.name)} | ${node.op}${free} | ${node.shape.join(' x ')} | ${cell(w)} | ${cell(b)} | ${cell(a)} | ${cell(node.type)} |`;
     }),
   ];
   const folding = new Map(plan.layers.map((layer) => [layer.node.name, layer]));
   const rows = [...Object.entries(report.layers), ['total', report.total] as const].map(([layer, e]) => {
     const own = folding.get(layer);
     const how = own && isMac(own.node) ? `${own.strategy}, R = ${own.reuse}` : '';
-    return `| ${layer} | ${how} | ${e.multipliers} | ${e.DSP} | ${e.LUT} | ${e.BRAM_18K} | ${e.II} | ${e.cycles} |`;
+    return `| ${cellText(layer)} | ${how} | ${e.multipliers} | ${e.DSP} | ${e.LUT} | ${e.BRAM_18K} | ${e.II} | ${e.cycles} |`;
   });
   return `${lines(
     `# ${name}`,
@@ -95,3 +95,6 @@ export function projectReadme(plan: Plan, flavours: readonly Flavour[], report: 
     'vectors, `report/` the estimates and the ranges seen.',
   )}\n`;
 }
+
+/** A layer's name must not end a cell of a table. */
+const cellText = (name: string): string => name.replace(/[|\s]+/g, ' ');

@@ -1,5 +1,4 @@
-import { isMac, matrixSize, sizeOf } from '@matforge/qfx';
-import { resourceEstimate } from './folding.ts';
+import { estimateLayer, isMac, matrixSize, sizeOf } from '@matforge/qfx';
 import type { LayerPlan, Plan } from './plan.ts';
 
 /** Analytic estimate of one layer; field names as hls4ml's and FINN's reports have them. */
@@ -44,21 +43,29 @@ function layerEstimate(plan: Plan, layer: LayerPlan): LayerEstimate {
   }
   const { nIn, nOut, positions } = matrixSize(node);
   const ports = /^xc7|^xq7|^xa7/.test(plan.settings.part) ? [25, 18] : [27, 18];
-  const { multipliers, dsp, lut, bram18, ii } = resourceEstimate({
-    nIn,
-    nOut,
-    reuseFactor: layer.reuse,
-    Wx: layer.sources[0].type.W,
-    Ww: node.weightType.W,
-    Wacc: node.accumulator.W,
-    k: node.multiplierFree?.k,
-    pixels: positions / layer.parallel,
-    dspPorts: ports as [number, number],
-  });
+  const { multipliers, dsp, lut, bram18, ii } = estimateLayer(
+    {
+      nIn,
+      nOut,
+      reuseFactor: layer.reuse,
+      Wx: layer.sources[0].type.W,
+      Ww: node.channelBits ?? node.weightType.W,
+      Wacc: node.accumulator.W,
+      k: node.multiplierFree?.k,
+      pixels: positions / layer.parallel,
+    },
+    { dspPorts: ports as [number, number] },
+  );
   // Positions that are computed at once each have their own multipliers; the weights are stored once.
   const copies = layer.parallel;
-  const II = ii;
-  return { multipliers: multipliers * copies, DSP: dsp * copies, LUT: lut * copies, BRAM_18K: bram18, II, cycles: II };
+  return {
+    multipliers: multipliers * copies,
+    DSP: dsp * copies,
+    LUT: lut * copies,
+    BRAM_18K: bram18,
+    II: ii,
+    cycles: ii,
+  };
 }
 
 const pixels = (shape: readonly number[]): number => Math.max(1, sizeOf(shape.slice(0, -1)));

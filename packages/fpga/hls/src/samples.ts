@@ -1,5 +1,14 @@
 import { ensure } from '@matforge/core';
-import { isMac, matrixSize, type QfxGraph, type RawData, type SimulationInput, simulate, sizeOf } from '@matforge/qfx';
+import {
+  type FixedType,
+  isMac,
+  matrixSize,
+  type QfxGraph,
+  type RawData,
+  type SimulationInput,
+  simulate,
+  sizeOf,
+} from '@matforge/qfx';
 import { rawRange } from './casts.ts';
 import { castLimits, eachSaturation } from './profile.ts';
 
@@ -57,13 +66,13 @@ export function testbenchSamples(graph: QfxGraph, options: SampleOptions = {}): 
   const input = graph.nodes[0];
   const size = sizeOf(input.shape);
   const next = generator(seed);
-  const [low, high] = rawRange(input.type);
+  const [low, high] = legalRange(input.type);
   const narrow = input.type.W <= 53;
   const number = (v: bigint): number | bigint => (narrow ? Number(v) : v);
   const uniform = (): number | bigint => {
     if (narrow) return Number(low) + Math.floor(next() * (Number(high) - Number(low) + 1));
     const bits = (BigInt(Math.floor(next() * 2 ** 32)) << 32n) | BigInt(Math.floor(next() * 2 ** 32));
-    return low + (bits & (high - low));
+    return low + (bits % (high - low + 1n));
   };
   const constant = (v: bigint): RawSample => new Array<number | bigint>(size).fill(number(v));
   const anywhere = (): RawSample => Array.from({ length: size }, uniform);
@@ -96,6 +105,12 @@ export function testbenchSamples(graph: QfxGraph, options: SampleOptions = {}): 
     search(batch, true);
   }
   return rows;
+}
+
+/** The integers that a cast to the type can return: AP_SAT_SYM never returns the least one. */
+export function legalRange(type: FixedType): [bigint, bigint] {
+  const [low, high] = rawRange(type);
+  return [type.O === 'AP_SAT_SYM' && type.signed ? -high : low, high];
 }
 
 /** False when the exact values in front of a node's cast cannot leave its type, whatever the input is. */

@@ -50,3 +50,23 @@ export function literalTable(items: Iterable<string>): string {
   if (row !== '') rows.push(row);
   return rows.join('\n').replace(/,$/, '');
 }
+
+const WIDTH = 116;
+
+/** A block comment, broken into lines. The text of the user cannot end it. */
+export function comment(text: string): string {
+  const words = text.replace(/\/\*|\*\//g, ' ').split(/\s+/);
+  const rows: string[] = [];
+  for (const word of words) {
+    const row = rows[rows.length - 1];
+    if (row !== undefined && row.length + word.length + 1 <= WIDTH) rows[rows.length - 1] = `${row} ${word}`;
+    else rows.push(word);
+  }
+  return rows.length === 1 ? `/* ${rows[0]} */` : `/* ${rows.join('\n * ')} */`;
+}
+
+/** `head a, b, c tail`, with arguments on lines of their own where the line would be too long. */
+export function wrapCall(head: string, args: readonly string[], tail: string): string {
+  const single = `${head}${args.join(', ')}${tail}`;
+  return single.length <= WIDTH ? single : `${head}\n${args.map((arg) => `    ${arg}`).join(',\n')}${tail}`;
+}
