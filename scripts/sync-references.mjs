@@ -18,7 +18,9 @@ for (const { directory, manifest } of packages) {
     include: ['src'],
     references,
   };
-  writeFileSync(join(directory, 'tsconfig.json'), `${JSON.stringify(config, null, 2)}\n`);
+  // One line where the formatter wants one line.
+  const text = JSON.stringify(config, null, 2).replace(/\[\s+("src")\s+\]/, '[$1]');
+  writeFileSync(join(directory, 'tsconfig.json'), `${text}\n`);
 }
 const references = packages.map(({ directory }) => ({ path: relative(root, directory) }));
 writeFileSync(join(root, 'tsconfig.json'), `${JSON.stringify({ files: [], references }, null, 2)}\n`);

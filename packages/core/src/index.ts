@@ -22,4 +22,5 @@ export * from './optim/index.ts';
 export * from './tensors/initializers.ts';
 export * from './tensors/low-rank.ts';
 export * from './tensors/random.ts';
+export * from './tensors/torch-random.ts';
 export * from './train/index.ts';

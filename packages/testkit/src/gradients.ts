@@ -11,7 +11,8 @@ export function lossAndGradients<K extends string>(
   upstream: tf.Tensor,
 ): { y: tf.Tensor; loss: tf.Scalar; gradients: Record<K, tf.Tensor> } {
   const names = Object.keys(tensors) as K[];
-  const byName = (values: tf.Tensor[]) => Object.fromEntries(names.map((name, i) => [name, values[i]])) as Record<K, tf.Tensor>;
+  const byName = (values: tf.Tensor[]) =>
+    Object.fromEntries(names.map((name, i) => [name, values[i]])) as Record<K, tf.Tensor>;
   const values = names.map((name) => tensors[name]);
   const gradients = tf.grads((...at: tf.Tensor[]) => f(byName(at)))(values, upstream);
   const y = f(tensors);

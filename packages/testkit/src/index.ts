@@ -6,6 +6,7 @@ export {
   readGolden,
   testGolden,
 } from './golden.ts';
-export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
 export { lossAndGradients } from './gradients.ts';
+export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
+export { testReadme } from './readme.ts';
 export { testReproduction } from './reproduction.ts';

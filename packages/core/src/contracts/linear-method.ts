@@ -60,6 +60,12 @@ export interface Group {
   readonly maxOut: number;
 }
 
+/** An adapter's configuration and where it is attached. */
+export interface Placement<C> {
+  readonly config: C;
+  readonly group: Group;
+}
+
 /** The map that a method builds on: the layer itself, or the layer with the adapters listed before this one. */
 export interface Base {
   /** `[inDim, outDim]`. */
@@ -168,6 +174,8 @@ export interface LinearMethodDefinition<S extends ConfigSchema, K extends string
   readonly trains?: 'adapter' | 'model';
   /** Refuses a site that the configuration does not fit, before anything is made. */
   readonly validate?: (site: Site, config: z.output<S>) => void;
+  /** Refuses to stand beside another adapter of the same method on one model, for methods that share tensors. */
+  readonly coexist?: (mine: Placement<z.output<S>>, other: Placement<z.output<S>>) => void;
   /** Names, shapes, roles and start values. */
   readonly tensors: (context: {
     inDim: number;

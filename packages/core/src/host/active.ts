@@ -1,6 +1,8 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure } from '../errors.ts';
+import { setTensor } from './attach.ts';
 import { adapterOf, BASE, hostOf, markTrainable } from './host.ts';
+import { effective } from './merge.ts';
 
 /**
  * Chooses which adapters act. Costs no recompilation; a compiled model trains the new choice from its next step on.
@@ -128,4 +130,44 @@ export function count(model: tf.LayersModel): Counts {
 
 function sum(values: readonly number[]): number {
   return values.reduce((total, value) => total + value, 0);
+}
+
+/** Tensors of an adapter by layer and name. They are the adapter's own: read them, dispose nothing. */
+export function adapterTensors(model: tf.LayersModel, name: string): Record<string, Record<string, tf.Tensor>> {
+  const { sites } = adapterOf(hostOf(model), name);
+  return Object.fromEntries([...sites].map(([site, { tensors }]) => [site, { ...tensors }]));
+}
+
+/**
+ * Replaces tensors of an adapter, by layer and name. The values are copied.
+ *
+ * @throws MatforgeError for an unknown adapter, layer or tensor, or another shape.
+ */
+export function setAdapterTensors(
+  model: tf.LayersModel,
+  name: string,
+  values: Record<string, Record<string, tf.Tensor>>,
+): void {
+  const adapter = adapterOf(hostOf(model), name);
+  for (const [site, tensors] of Object.entries(values)) {
+    for (const [tensor, value] of Object.entries(tensors)) setTensor(adapter, site, tensor, tf.clone(value));
+  }
+}
+
+/**
+ * What an adapter adds to the kernels of its layers, `[in, out]` each, as new tensors.
+ *
+ * @throws MatforgeError when the method has no dense kernel.
+ */
+export function deltas(model: tf.LayersModel, name: string): Record<string, tf.Tensor2D> {
+  const host = hostOf(model);
+  const { sites } = adapterOf(host, name);
+  return Object.fromEntries(
+    [...sites.values()].map(({ site }) => {
+      const [before, after] = [[], [name]].map((names) => effective(host, site, names));
+      const delta = tf.sub(after.kernel, before.kernel) as tf.Tensor2D;
+      tf.dispose([before, after].flatMap(({ kernel, bias }) => (bias ? [kernel, bias] : [kernel])));
+      return [site.name, delta];
+    }),
+  );
 }

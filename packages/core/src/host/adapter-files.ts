@@ -91,14 +91,13 @@ function keyOf(method: AnyLinearMethod, site: Site, tensor: string, shared: stri
 }
 
 function specsOf(adapter: Adapter, site: Site, config: unknown): Record<string, TensorSpec> {
-  const sites = [...adapter.sites.values()].map((attached) => attached.site);
   return declared(
     adapter.configured.method.tensors({
       inDim: site.inDim,
       outDim: site.outDim,
       config,
       site,
-      group: { sites, maxIn: Math.max(...sites.map((s) => s.inDim)), maxOut: Math.max(...sites.map((s) => s.outDim)) },
+      group: adapter.group,
     }),
   );
 }

@@ -95,7 +95,11 @@ export async function attachWith<M extends tf.LayersModel>(
     'method',
     () => 'is not a configured linear method; pass for example lora({ rank: 8 })',
   );
-  ensure(name !== BASE && name.length > 0, 'name', () => `"${name}" is reserved; choose another adapter name`);
+  ensure(
+    name !== BASE && /^[A-Za-z0-9][-A-Za-z0-9_.]*$/.test(name),
+    'name',
+    () => `"${name}" is not an adapter name; use letters, digits, "-", "_" and "."`,
+  );
   const sites = selectSites(model, targets, exclude);
   const group: Group = {
     sites,
@@ -121,12 +125,17 @@ export async function attachWith<M extends tf.LayersModel>(
     () => `an adapter "${name}" is attached already; choose another name or detach it`,
   );
   ensure(host.merged.length === 0, 'model', () => `has merged adapters (${host.merged.join(', ')}); unmerge first`);
+  for (const other of host.adapters.values()) {
+    if (other.configured.method === method)
+      method.coexist?.({ config, group }, { config: other.configured.config, group: other.group });
+  }
   for (const site of sites) hostLayer(host, site);
   let statistics = new Map<string, SiteStatistics>();
   const adapter: Adapter = {
     name,
     configured,
     seed,
+    group,
     bias,
     modulesToSave,
     sites: new Map(),
@@ -219,7 +228,9 @@ function planned(site: LayerSite, statistics: SiteStatistics | undefined): Plann
 
 /** The declarations without the tensors that a configuration leaves out. */
 export function declared(specs: Partial<Record<string, TensorSpec>>): Record<string, TensorSpec> {
-  return Object.fromEntries(Object.entries(specs).filter((entry): entry is [string, TensorSpec] => entry[1] !== undefined));
+  return Object.fromEntries(
+    Object.entries(specs).filter((entry): entry is [string, TensorSpec] => entry[1] !== undefined),
+  );
 }
 
 function asLookup(values: Partial<Record<string, tf.Tensor>> = {}): (key: string) => tf.Tensor | undefined {
@@ -346,7 +357,7 @@ function startSchedule(host: Host, adapter: Adapter): void {
         value.dispose();
         mask.dispose();
       }
-      for (const { value, ...reference } of decision.assign ?? []) assign(weightOf(reference), value);
+      for (const { site, tensor, value } of decision.assign ?? []) setTensor(adapter, site, tensor, value);
     };
   });
   const { removeHook } = adapter;
@@ -355,6 +366,28 @@ function startSchedule(host: Host, adapter: Adapter): void {
     remove();
     schedule.dispose?.();
   };
+}
+
+/** Puts a value in the place of one of an adapter's tensors; the value is then the adapter's. */
+export function setTensor(adapter: Adapter, site: string, tensor: string, value: tf.Tensor): void {
+  const where = `${adapter.name}.${site}.${tensor}`;
+  const attached = adapter.sites.get(site);
+  const present = attached?.tensors[tensor] ?? refuse(where, 'the adapter has no such tensor');
+  ensure(
+    String(present.shape) === String(value.shape),
+    where,
+    () => `has shape [${present.shape}], got a value of shape [${value.shape}]`,
+  );
+  const weight = attached?.weights[tensor];
+  if (weight) {
+    assign(weight, value);
+  } else {
+    for (const { tensors } of adapter.sites.values()) {
+      for (const key of Object.keys(tensors)) if (tensors[key] === present) tensors[key] = tf.keep(value);
+    }
+    for (const [key, shared] of adapter.shared) if (shared === present) adapter.shared.set(key, value);
+    present.dispose();
+  }
 }
 
 /** Frees an adapter's tensors and takes its weights off their layers. */

@@ -4,6 +4,7 @@ import type {
   AnyLinearMethod,
   Base,
   ForwardContext,
+  Group,
   Site,
   TrainingSchedule,
 } from '../contracts/linear-method.ts';
@@ -34,6 +35,7 @@ export interface Adapter {
   readonly name: string;
   readonly configured: AnyConfiguredMethod;
   readonly seed: number;
+  readonly group: Group;
   readonly bias: BiasOption;
   readonly modulesToSave: readonly string[];
   readonly sites: Map<string, AttachedSite>;

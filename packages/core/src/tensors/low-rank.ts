@@ -140,7 +140,10 @@ export const shiftedLowRank = {
   }),
   forward(x: tf.Tensor, t: ShiftedTensors, { config, base, dropout }: ForwardContext<LowRankConfig>): tf.Tensor {
     const s = lowRankScale(config);
-    return tf.add(base.apply(x), tf.sub(lowRankApply(dropout(x), t.A, t.B, s), lowRankApply(dropout(x), t.A0, t.B0, s)));
+    return tf.add(
+      base.apply(x),
+      tf.sub(lowRankApply(dropout(x), t.A, t.B, s), lowRankApply(dropout(x), t.A0, t.B0, s)),
+    );
   },
   kernel(t: ShiftedTensors, { config, base }: ForwardContext<LowRankConfig>): tf.Tensor2D {
     const s = lowRankScale(config);
@@ -181,7 +184,10 @@ export type ShiftedTensors = Record<'A' | 'B' | 'A0' | 'B0', tf.Tensor>;
 /** Plain LoRA factors of rank 2r with A'·B' = A·B − A₀·B₀: A' = [A, A₀], B' = [B; −B₀]. */
 export function plainLowRank({ A, B, A0, B0 }: ShiftedTensors): { A: tf.Tensor2D; B: tf.Tensor2D } {
   if (String(A.shape) !== String(A0.shape) || String(B.shape) !== String(B0.shape)) {
-    refuse('A0', `start factors [${A0.shape}]·[${B0.shape}] and trained factors [${A.shape}]·[${B.shape}] differ in shape; they belong to different adapters`);
+    refuse(
+      'A0',
+      `start factors [${A0.shape}]·[${B0.shape}] and trained factors [${A.shape}]·[${B.shape}] differ in shape; they belong to different adapters`,
+    );
   }
   return tf.tidy(() => ({ A: tf.concat([A, A0], 1) as tf.Tensor2D, B: tf.concat([B, tf.neg(B0)], 0) as tf.Tensor2D }));
 }

@@ -49,7 +49,11 @@ export const dora = defineLinearMethod({
   init({ kernel, site }) {
     const norms = columnNorms(kernel);
     const zero = norms.dataSync().indexOf(0);
-    if (zero >= 0) refuse(site.name, `zero-norm output: column ${zero} of the kernel is zero and has no direction; exclude the layer`);
+    if (zero >= 0)
+      refuse(
+        site.name,
+        `zero-norm output: column ${zero} of the kernel is zero and has no direction; exclude the layer`,
+      );
     return { magnitude: norms };
   },
   forward(x, { A, B, magnitude }, { config, base, dropout }) {

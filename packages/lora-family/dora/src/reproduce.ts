@@ -1,4 +1,4 @@
-import { lowRankProduct, ready, type Reproduction } from '@matforge/core';
+import { lowRankProduct, type Reproduction, ready } from '@matforge/core';
 import { learnTeacher, linearTeacher, mean } from '@matforge/core/tasks';
 import { lora } from '@matforge/lora';
 import * as tf from '@tensorflow/tfjs';
@@ -13,13 +13,22 @@ export async function reproduce(): Promise<Reproduction> {
       const changed = tf.add(W, lowRankProduct(stream.normal([48, 2]), stream.normal([2, 48]), 0.1));
       return tf.mul(changed, stream.uniform([48], 0.25, 1.75)) as tf.Tensor2D;
     });
-    const doraError = await learnTeacher(teacher, dora({ rank: 2, alpha: 4 }), { seed, steps: 600, learningRate: 4e-2 });
+    const doraError = await learnTeacher(teacher, dora({ rank: 2, alpha: 4 }), {
+      seed,
+      steps: 600,
+      learningRate: 4e-2,
+    });
     const loraErrors = [];
     for (const learningRate of [5e-3, 1e-2, 2e-2]) {
       loraErrors.push(await learnTeacher(teacher, lora({ rank: 4, alpha: 8 }), { seed, steps: 600, learningRate }));
     }
     const best = Math.min(...loraErrors);
-    rows.push({ seed, 'DoRA rank 2 (240 parameters)': doraError, 'LoRA rank 4 (384 parameters)': best, ratio: doraError / best });
+    rows.push({
+      seed,
+      'DoRA rank 2 (240 parameters)': doraError,
+      'LoRA rank 4 (384 parameters)': best,
+      ratio: doraError / best,
+    });
     teacher.dispose();
   }
   const ratios = rows.map(({ ratio }) => ratio);

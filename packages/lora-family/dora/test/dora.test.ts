@@ -31,7 +31,10 @@ testGolden('dora', __dirname, {
       const tensors = { A: inputs.tensor('A'), B: inputs.tensor('B'), magnitude: inputs.tensor('magnitude') };
       const start = method.init();
       const merged = method.dense(tensors).kernel;
-      const V = tf.add(inputs.tensor('W'), lowRankProduct(tensors.A, tensors.B, lowRankScale({ ...config, rank: config.r })));
+      const V = tf.add(
+        inputs.tensor('W'),
+        lowRankProduct(tensors.A, tensors.B, lowRankScale({ ...config, rank: config.r })),
+      );
       return {
         initialMagnitude: start.magnitude,
         directionNorm: columnNorms(V),
@@ -94,9 +97,18 @@ describe('invariants', () => {
 
 test('refuses a kernel with a zero column and names it', async () => {
   const model = denseModel([3, 2]);
-  const weights = [tf.tensor2d([[1, 0], [2, 0], [3, 0]]), tf.zeros([2])];
+  const weights = [
+    tf.tensor2d([
+      [1, 0],
+      [2, 0],
+      [3, 0],
+    ]),
+    tf.zeros([2]),
+  ];
   model.layers[0].setWeights(weights);
-  await expect(attach(model, dora({ rank: 1 }), { targets: ['layer0'] })).rejects.toThrow(/layer0: zero-norm output: column 1/);
+  await expect(attach(model, dora({ rank: 1 }), { targets: ['layer0'] })).rejects.toThrow(
+    /layer0: zero-norm output: column 1/,
+  );
   tf.dispose(weights);
   model.dispose();
 });

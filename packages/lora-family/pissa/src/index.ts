@@ -1,12 +1,12 @@
 import {
   defineLinearMethod,
+  doubledRank,
   lowRankOptions,
   lowRankPlan,
   lowRankProduct,
   lowRankScale,
   option,
   plainLowRank,
-  doubledRank,
   type Random,
   random,
   randomizedSvd,
@@ -17,8 +17,8 @@ import {
 import * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
 
-export { nf4Dequantise, nf4Quantise, type Nf4 } from './nf4.ts';
-export { qpissaInit, type QpissaInit } from './qpissa.ts';
+export { type Nf4, nf4Dequantise, nf4Quantise } from './nf4.ts';
+export { type QpissaInit, qpissaInit } from './qpissa.ts';
 
 /**
  * PiSSA (Meng et al. 2024): LoRA whose factors start with the principal singular values and vectors of the kernel,

@@ -25,7 +25,11 @@ export interface Nf4 {
  * @throws MatforgeError when `blockSize` does not divide the number of entries.
  */
 export function nf4Quantise(W: tf.Tensor, blockSize = 64): Nf4 {
-  ensure(blockSize >= 1 && W.size % blockSize === 0, 'blockSize', () => `${blockSize} does not divide the ${W.size} entries of [${W.shape}]; choose a divisor`);
+  ensure(
+    blockSize >= 1 && W.size % blockSize === 0,
+    'blockSize',
+    () => `${blockSize} does not divide the ${W.size} entries of [${W.shape}]; choose a divisor`,
+  );
   const values = W.dataSync();
   const codes = new Uint8Array(W.size);
   const scales = new Float32Array(W.size / blockSize);

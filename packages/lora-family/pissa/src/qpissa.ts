@@ -25,7 +25,11 @@ export function qpissaInit(
   W: tf.Tensor2D,
   { rank, blockSize = 64, iterations = 1 }: { rank: number; blockSize?: number; iterations?: number },
 ): QpissaInit {
-  ensure(Number.isInteger(iterations) && iterations >= 1, 'iterations', () => `must be a positive integer, got ${iterations}`);
+  ensure(
+    Number.isInteger(iterations) && iterations >= 1,
+    'iterations',
+    () => `must be a positive integer, got ${iterations}`,
+  );
   let rest = tf.clone(W);
   let result: QpissaInit | undefined;
   for (let i = 0; i < iterations; i++) {

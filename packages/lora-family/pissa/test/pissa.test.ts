@@ -1,6 +1,6 @@
-import { attach, detach, functional, load, linalg, lowRankProduct, lowRankScale, random, readSafetensors, save, thinSvd, toMatrix } from '@matforge/core';
+import { functional, linalg, lowRankProduct, lowRankScale, random, thinSvd, toMatrix } from '@matforge/core';
 import { lora } from '@matforge/lora';
-import { denseModel, testGolden, testLinearMethod } from '@matforge/testkit';
+import { testGolden, testLinearMethod } from '@matforge/testkit';
 import * as tf from '@tensorflow/tfjs';
 import { convertToLora, nf4Dequantise, nf4Quantise, pissa, pissaInit, qpissaInit } from '../src/index.ts';
 
@@ -89,7 +89,11 @@ describe('invariants', () => {
       const W = random(2).normal([7, 5]) as tf.Tensor2D;
       const { residual, S } = pissaInit(W, { rank: 2 });
       const rest = Array.from(linalg.svd(toMatrix(residual)).s).slice(0, 3);
-      expect(rest).toEqual(Array.from(S.dataSync()).slice(2).map((value) => expect.closeTo(value, 4)));
+      expect(rest).toEqual(
+        Array.from(S.dataSync())
+          .slice(2)
+          .map((value) => expect.closeTo(value, 4)),
+      );
     });
   });
 
@@ -128,7 +132,10 @@ test('a block size that does not divide the kernel is refused with both numbers'
 
 test('conversion refuses factors of different ranks', () => {
   tf.tidy(() => {
-    const factors = { A0: tf.ones([4, 2]), B0: tf.ones([2, 3]), A1: tf.ones([4, 3]), B1: tf.ones([3, 3]) } as Record<'A0' | 'B0' | 'A1' | 'B1', tf.Tensor2D>;
+    const factors = { A0: tf.ones([4, 2]), B0: tf.ones([2, 3]), A1: tf.ones([4, 3]), B1: tf.ones([3, 3]) } as Record<
+      'A0' | 'B0' | 'A1' | 'B1',
+      tf.Tensor2D
+    >;
     expect(() => convertToLora({ ...factors, rank: 2, alpha: 2 })).toThrow(/differ in shape/);
   });
 });

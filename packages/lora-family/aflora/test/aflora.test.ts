@@ -1,0 +1,143 @@
+import { attach, count, detach, functional, list } from '@matforge/core';
+import { denseModel, lossAndGradients, testGolden, testLinearMethod } from '@matforge/testkit';
+import * as tf from '@tensorflow/tfjs';
+import { AdaptiveFreezer, aflora, afloraDelta, cubicFraction } from '../src/index.ts';
+
+testLinearMethod({
+  configured: aflora({ rank: 2, totalSteps: 1000 }),
+  parameters: (inDim, outDim) => 2 * (inDim + outDim) + 2 + outDim,
+  refused: [
+    [
+      { warmupSteps: 600, finalSteps: 400 },
+      /aflora\.warmupSteps: no room for the freezing phase: 600 warm-up and 400 final steps of 1000/,
+    ],
+    [{ window: 0 }, /aflora\.window: must be a positive integer, got 0/],
+    [{ beta1: 1 }, /aflora\.beta1: must be in \[0, 1\), got 1/],
+  ],
+});
+
+testGolden('aflora', __dirname, {
+  layer: (inputs, { r, alpha }) =>
+    tf.tidy(() => {
+      const names = ['A', 'B', 'lambdaD', 'lambdaB'] as const;
+      const tensors = Object.fromEntries(names.map((name) => [name, inputs.tensor(name)])) as Record<
+        (typeof names)[number],
+        tf.Tensor
+      >;
+      const method = functional(aflora({ rank: r, alpha }), {
+        kernel: inputs.matrix('W'),
+        bias: inputs.vector('bias'),
+      });
+      const { y, loss, gradients } = lossAndGradients(
+        ({ x, ...own }) => method.forward(x, own),
+        { x: inputs.tensor('x'), ...tensors },
+        inputs.tensor('upstream'),
+      );
+      const after = tensors.lambdaD.size + tensors.lambdaB.size;
+      return {
+        y,
+        delta: afloraDelta(tensors, { alpha, rank: r }),
+        loss,
+        gradA: gradients.A,
+        gradB: gradients.B,
+        gradLambdaD: gradients.lambdaD,
+        gradLambdaB: gradients.lambdaB,
+        gradX: gradients.x,
+        trainableBefore: tf.scalar(after + tensors.A.size + tensors.B.size),
+        trainableAfter: tf.scalar(after),
+      };
+    }),
+  schedule: (_, { totalSteps, warmupSteps, finalSteps, steps }) => ({
+    frozenFraction: steps.map((step: number) => cubicFraction(step, totalSteps, warmupSteps, finalSteps)),
+  }),
+  freeze(inputs, { matrices, step, ...config }) {
+    const gradients = new Map<string, { shape: number[]; data: Float64Array }>(
+      matrices.map((name: string) => [name, inputs.values(`grads_${name}`)]),
+    );
+    const sizes = Object.fromEntries([...gradients].map(([name, { shape }]) => [name, shape[1] * shape[2]]));
+    const freezer = new AdaptiveFreezer(sizes, { rule: 'count', ...config });
+    for (let t = 1; t <= step; t++) {
+      freezer.update(
+        t,
+        Object.fromEntries(
+          [...gradients].map(([name, { data }]) => [name, data.subarray((t - 1) * sizes[name], t * sizes[name])]),
+        ),
+      );
+    }
+    const scores = freezer.scores();
+    const flags = (rule: 'count' | 'elements') => {
+      const chosen = freezer.candidates(step, rule);
+      return matrices.map((name: string) => chosen.includes(name));
+    };
+    const perMatrix = Object.entries(scores).flatMap(([name, { sensitivity, uncertainty }]) => [
+      [`sensitivity_${name}`, { data: sensitivity }],
+      [`uncertainty_${name}`, { data: uncertainty }],
+    ]);
+    return {
+      ...Object.fromEntries(perMatrix),
+      meanScores: matrices.map((name: string) => scores[name].mean),
+      frozenFraction: freezer.fraction(step),
+      threshold: freezer.threshold(step),
+      frozenByCount: flags('count'),
+      frozenByElements: flags('elements'),
+    };
+  },
+});
+
+describe('the freezing schedule', () => {
+  test('freezes nothing before the warm-up ends and everything in the final phase, also under Adam with momentum', async () => {
+    const model = denseModel([4, 6, 3]);
+    await attach(model, aflora({ rank: 2, totalSteps: 40, warmupSteps: 10, finalSteps: 10, window: 5 }), {
+      targets: ['layer0', 'layer1'],
+    });
+    model.compile({ optimizer: tf.train.adam(0.05), loss: 'meanSquaredError' });
+    const [x, y] = [tf.ones([2, 4]), tf.ones([2, 3])];
+    const start = count(model).trainable;
+    const counts: number[] = [];
+    const projections = () =>
+      model.weights.filter((w) => /\/[AB]$/.test(w.originalName)).map((w) => Array.from(w.read().dataSync()));
+    let atFreeze: number[][] = [];
+    for (let step = 1; step <= 40; step++) {
+      tf.dispose(await model.trainOnBatch(x, y));
+      counts.push(list(model)[0].trainable);
+      if (step === 31) atFreeze = projections();
+    }
+    expect(counts[9]).toBe(start);
+    expect(counts[24]).toBeLessThan(start);
+    expect(counts[30]).toBe(2 + 6 + 2 + 3);
+    expect(counts.every((value, i) => i === 0 || value <= counts[i - 1])).toBe(true);
+    expect(projections()).toEqual(atFreeze);
+    tf.dispose([x, y]);
+    detach(model);
+    model.dispose();
+  });
+
+  test('decisions do not depend on the scale or the sign of the gradients', () => {
+    const run = (factor: number) => {
+      const freezer = new AdaptiveFreezer(
+        { a: 2, b: 2, c: 2 },
+        { beta1: 0.5, beta2: 0.5, window: 2, rule: 'count', totalSteps: 12, warmupSteps: 1, finalSteps: 3 },
+      );
+      const chosen: string[][] = [];
+      for (let t = 1; t <= 8; t++) {
+        const g = (k: number) => Float64Array.from([factor * Math.sin(k * t), factor * Math.cos(k + t)]);
+        freezer.update(t, { a: g(1), b: g(2), c: g(3) });
+        chosen.push(freezer.decide(t));
+      }
+      return { chosen, mean: freezer.scores().a.mean };
+    };
+    const [plain, scaled] = [run(1), run(-3)];
+    expect(scaled.chosen).toEqual(plain.chosen);
+    expect(plain.chosen.flat().length).toBeGreaterThan(0);
+    expect(scaled.mean / plain.mean).toBeCloseTo(9, 10);
+  });
+
+  test('refuses to decide before an update, and gradients of another size', () => {
+    const freezer = new AdaptiveFreezer(
+      { a: 2 },
+      { beta1: 0.5, beta2: 0.5, window: 2, rule: 'count', totalSteps: 12, warmupSteps: 1, finalSteps: 3 },
+    );
+    expect(() => freezer.decide(1)).toThrow(/cannot decide before the first update/);
+    expect(() => freezer.update(1, { a: new Float64Array(3) })).toThrow(/a: gradient has 3 entries, the matrix 2/);
+  });
+});
