@@ -1,4 +1,5 @@
 export { gelu } from './activations.ts';
+export { cholesky, eigh, qr } from './decompositions.ts';
 export type { Attributes, Op, OpDefinition, Pullback } from './define-op.ts';
 export { defineOp, stopGradient } from './define-op.ts';
 export { einsum } from './einsum.ts';
