@@ -82,9 +82,7 @@ export function buildCnn(options: Parsed, config: HuggingFaceConfig, fill = true
 }
 
 /** The options that our own config.json of model_type cnn stands for. */
-export function cnnFromConfig(
-  { model_type: _, architectures: __, torch_dtype: ___, ...options }: HuggingFaceConfig,
-  extra: { seed?: number },
-): Parsed {
+export function cnnFromConfig(config: HuggingFaceConfig, extra: { seed?: number }): Parsed {
+  const { model_type: _, architectures: __, dtype: ___, torch_dtype: ____, ...options } = config;
   return parseConfig('config', cnnOptions, { ...options, ...(extra.seed !== undefined && extra) });
 }

@@ -75,9 +75,7 @@ export function heDeviation(_: tf.layers.Layer, shape: number[]): number {
 }
 
 /** The options that our own config.json of model_type mlp stands for. */
-export function mlpFromConfig(
-  { model_type: _, architectures: __, torch_dtype: ___, ...options }: HuggingFaceConfig,
-  extra: { seed?: number },
-): Parsed {
+export function mlpFromConfig(config: HuggingFaceConfig, extra: { seed?: number }): Parsed {
+  const { model_type: _, architectures: __, dtype: ___, torch_dtype: ____, ...options } = config;
   return parseConfig('config', mlpOptions, { ...options, ...(extra.seed !== undefined && extra) });
 }

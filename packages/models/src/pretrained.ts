@@ -173,7 +173,9 @@ export async function savePretrained(
   directory: string,
   { dtype = 'F32', maxShardBytes, overwrite = false }: SavePretrainedOptions = {},
 ): Promise<void> {
-  const config = { ...configOf(model), torch_dtype: { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }[dtype] };
+  const torchName = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }[dtype];
+  // transformers renamed the field in its version 5.
+  const config = { ...configOf(model), dtype: torchName, torch_dtype: torchName };
   const tensors = Object.fromEntries(
     parametersOf(model).map((parameter) => [
       parameter.key,

@@ -75,7 +75,7 @@ test.each(kinds)(
         expect(saved[key].data).toEqual(Float32Array.from(data));
       }
       const written = JSON.parse(await readFile(join(copy, 'config.json'), 'utf8'));
-      expect(written).toMatchObject({ ...config, bos_token_id: 1, torch_dtype: 'float32' });
+      expect(written).toMatchObject({ ...config, bos_token_id: 1, dtype: 'float32', torch_dtype: 'float32' });
       model.dispose();
     });
   },
