@@ -201,7 +201,7 @@ type Width = 'int32' | 'float64' | 'bigint';
 
 interface Operands {
   width: Width;
-  /** One of the two, by width; the weights carry the alignment 2^productShift. */
+  /** One of the two, by width: [out, in], with the alignment 2^productShift. */
   weights: Int32Array | Float64Array;
   weightsBig: bigint[];
   /** Aligned bias, one per channel; zeros when there is none. */
@@ -234,13 +234,23 @@ function operandsOf(node: MacNode, xType: FixedType): Operands {
   }
   const width: Width = bound < 2 ** 31 ? 'int32' : bound < 2 ** 51 ? 'float64' : 'bigint';
   const big = width === 'bigint';
-  const weightsBig = big ? rawBigints(node.weights).map((w) => w << BigInt(node.productShift)) : [];
+  const weightsBig = big
+    ? transposed(
+        rawBigints(node.weights).map((w) => w << BigInt(node.productShift)),
+        channels,
+      )
+    : [];
   const biasBig = big
     ? node.bias
       ? rawBigints(node.bias).map((b) => b << BigInt(node.biasShift))
       : new Array<bigint>(channels).fill(0n)
     : [];
-  const numbers = big ? new Float64Array(0) : rawNumbers(node.weights).map((w) => w * shift);
+  const numbers = big
+    ? new Float64Array(0)
+    : transposed(
+        rawNumbers(node.weights).map((w) => w * shift),
+        channels,
+      );
   const bias =
     big || !node.bias ? new Float64Array(channels) : rawNumbers(node.bias).map((b) => b * 2 ** node.biasShift);
   const operands: Operands = {
@@ -252,6 +262,23 @@ function operandsOf(node: MacNode, xType: FixedType): Operands {
   };
   prepared.set(node, operands);
   return operands;
+}
+
+/** Every sum starts at its channel's bias. */
+function startSums(sums: RawData, bias: Float64Array | bigint[]): void {
+  const channels = bias.length;
+  for (let i = 0, c = 0; i < sums.length; i++) {
+    sums[i] = bias[c] as never;
+    if (++c === channels) c = 0;
+  }
+}
+
+/** [in, out] to [out, in], so that a sum runs along memory; a depthwise kernel becomes [channel, tap]. */
+function transposed<T extends Float64Array | bigint[]>(w: T, channels: number): T {
+  const terms = w.length / channels;
+  const out = w.slice() as T;
+  for (let i = 0; i < terms; i++) for (let o = 0; o < channels; o++) out[o * terms + i] = w[i * channels + o];
+  return out;
 }
 
 function channelsOf(node: MacNode): number {
@@ -268,34 +295,26 @@ function macNode(
 ): RawData {
   const operands = operandsOf(node, xType);
   const size = batch * sizeOf(node.shape);
-  const channels = channelsOf(node);
+  const patch = 'window' in node ? node.window.kernelH * node.window.kernelW * node.window.inC : 0;
   let acc: RawData;
   if (operands.width === 'bigint') {
     const sums = new Array<bigint>(size);
-    for (let i = 0; i < size; i++) sums[i] = operands.biasBig[i % channels];
+    startSums(sums, operands.biasBig);
     const wide = isBig(x) ? x : Array.from(x, (v) => BigInt(v));
-    sumProducts<bigint>(node, wide, operands.weightsBig, sums, batch, (a, p, w) => a + p * w);
+    sumProducts(node, wide, operands.weightsBig, sums, batch, new Array<bigint>(patch).fill(0n), dotBigint);
+    acc = sums;
+  } else if (operands.width === 'int32') {
+    const sums = new Int32Array(size);
+    startSums(sums, operands.bias);
+    const narrow = x instanceof Int32Array ? x : Int32Array.from(x as ArrayLike<number>, Number);
+    sumProducts(node, narrow, operands.weights as Int32Array, sums, batch, new Int32Array(patch), dotInt32);
     acc = sums;
   } else {
-    const narrow = isBig(x) ? Float64Array.from(x, Number) : x;
-    if (operands.width === 'int32') {
-      const sums = new Int32Array(size);
-      for (let i = 0, c = 0; i < size; i++) {
-        sums[i] = operands.bias[c];
-        if (++c === channels) c = 0;
-      }
-      const xs = narrow instanceof Int32Array ? narrow : Int32Array.from(narrow);
-      sumInt32(node, xs, operands.weights as Int32Array, sums, batch);
-      acc = sums;
-    } else {
-      const sums = new Float64Array(size);
-      for (let i = 0, c = 0; i < size; i++) {
-        sums[i] = operands.bias[c];
-        if (++c === channels) c = 0;
-      }
-      sumFloat64(node, Float64Array.from(narrow), operands.weights as Float64Array, sums, batch);
-      acc = sums;
-    }
+    const sums = new Float64Array(size);
+    startSums(sums, operands.bias);
+    const narrow = Float64Array.from(x as ArrayLike<number>, Number);
+    sumProducts(node, narrow, operands.weights as Float64Array, sums, batch, new Float64Array(patch), dotFloat64);
+    acc = sums;
   }
   if (accumulators) accumulators[node.name] = acc.slice() as RawData;
   if (node.accumulatorRule === 'explicit') {
@@ -305,78 +324,153 @@ function macNode(
 }
 
 /**
- * Calls `row(from, weightFrom, to)` for every contiguous run: `count` outputs from `to` on take x[from] times the
- * weights from `weightFrom` on.
+ * acc[r*nOut + o] += sum over i of x[r][i] * w[o][i], w transposed so that both run along i. Four outputs at a time: the
+ * sums stay in registers.
  */
-function eachRow(
+function dotInt32(
+  x: Int32Array,
+  at: number,
+  w: Int32Array,
+  from: number,
+  nIn: number,
+  nOut: number,
+  acc: Int32Array,
+  to: number,
+): void {
+  let o = 0;
+  for (; o + 3 < nOut; o += 4) {
+    let a = acc[to + o];
+    let b = acc[to + o + 1];
+    let c = acc[to + o + 2];
+    let d = acc[to + o + 3];
+    let k = from + o * nIn;
+    for (let i = at; i < at + nIn; i++, k++) {
+      const v = x[i];
+      a = (a + Math.imul(v, w[k])) | 0;
+      b = (b + Math.imul(v, w[k + nIn])) | 0;
+      c = (c + Math.imul(v, w[k + 2 * nIn])) | 0;
+      d = (d + Math.imul(v, w[k + 3 * nIn])) | 0;
+    }
+    acc[to + o] = a;
+    acc[to + o + 1] = b;
+    acc[to + o + 2] = c;
+    acc[to + o + 3] = d;
+  }
+  for (; o < nOut; o++) {
+    let a = acc[to + o];
+    for (let i = 0, k = from + o * nIn; i < nIn; i++, k++) a = (a + Math.imul(x[at + i], w[k])) | 0;
+    acc[to + o] = a;
+  }
+}
+
+/** {@link dotInt32} in float64, exact below 2^53. */
+function dotFloat64(
+  x: Float64Array,
+  at: number,
+  w: Float64Array,
+  from: number,
+  nIn: number,
+  nOut: number,
+  acc: Float64Array,
+  to: number,
+): void {
+  let o = 0;
+  for (; o + 3 < nOut; o += 4) {
+    let a = acc[to + o];
+    let b = acc[to + o + 1];
+    let c = acc[to + o + 2];
+    let d = acc[to + o + 3];
+    let k = from + o * nIn;
+    for (let i = at; i < at + nIn; i++, k++) {
+      const v = x[i];
+      a += v * w[k];
+      b += v * w[k + nIn];
+      c += v * w[k + 2 * nIn];
+      d += v * w[k + 3 * nIn];
+    }
+    acc[to + o] = a;
+    acc[to + o + 1] = b;
+    acc[to + o + 2] = c;
+    acc[to + o + 3] = d;
+  }
+  for (; o < nOut; o++) {
+    let a = acc[to + o];
+    for (let i = 0, k = from + o * nIn; i < nIn; i++, k++) a += x[at + i] * w[k];
+    acc[to + o] = a;
+  }
+}
+
+function dotBigint(
+  x: bigint[],
+  at: number,
+  w: bigint[],
+  from: number,
+  nIn: number,
+  nOut: number,
+  acc: bigint[],
+  to: number,
+): void {
+  for (let o = 0; o < nOut; o++) {
+    for (let i = 0, k = from + o * nIn; i < nIn; i++, k++) acc[to + o] += x[at + i] * w[k];
+  }
+}
+
+/** Sums of one run of inputs for `nOut` outputs that start at `to`. */
+type Dot<T> = (x: T, at: number, w: T, from: number, nIn: number, nOut: number, acc: T, to: number) => void;
+
+/** Drives `dot` over the positions of a node; convolutions copy each window into `patch` first (zeros where padded). */
+function sumProducts<T extends Int32Array | Float64Array | bigint[]>(
   node: MacNode,
+  x: T,
+  w: T,
+  acc: T,
   batch: number,
-  row: (from: number, weightFrom: number, to: number, count: number) => void,
+  patch: T,
+  dot: Dot<T>,
 ): void {
   if (node.op === 'dense') {
     const [nIn, nOut] = node.weights.shape;
-    for (let r = 0; r < batch * node.rows; r++) {
-      for (let i = 0; i < nIn; i++) row(r * nIn + i, i * nOut, r * nOut, nOut);
-    }
+    for (let r = 0; r < batch * node.rows; r++) dot(x, r * nIn, w, 0, nIn, nOut, acc, r * nOut);
     return;
   }
   if (node.op === 'batchNorm') {
     const { channels } = node;
-    const size = batch * sizeOf(node.shape);
-    for (let i = 0; i < size; i++) row(i, i % channels, i, 1);
+    // All three hold the same kind of number, bigint included.
+    for (let i = 0; i < acc.length; i++) acc[i] = (acc[i] as number) + (x[i] as number) * (w[i % channels] as number);
     return;
   }
   const { inH, inW, inC, outH, outW, outC, kernelH, kernelW, strideH, strideW, padTop, padLeft } = node.window;
-  const multiplier = node.op === 'depthwiseConv2d' ? node.depthMultiplier : 0;
+  const depthwise = node.op === 'depthwiseConv2d';
+  const multiplier = depthwise ? node.depthMultiplier : outC;
+  const taps = kernelH * kernelW;
+  const zero = (isBig(x) ? 0n : 0) as T[number];
   for (let b = 0; b < batch; b++) {
     for (let oy = 0; oy < outH; oy++) {
       for (let ox = 0; ox < outW; ox++) {
-        const to = ((b * outH + oy) * outW + ox) * outC;
+        // Channels last in a patch of a convolution; first in one of a depthwise convolution.
+        let p = 0;
         for (let ky = 0; ky < kernelH; ky++) {
           const y = oy * strideH - padTop + ky;
-          if (y < 0 || y >= inH) continue;
           for (let kx = 0; kx < kernelW; kx++) {
             const xx = ox * strideW - padLeft + kx;
-            if (xx < 0 || xx >= inW) continue;
+            const inside = y >= 0 && y < inH && xx >= 0 && xx < inW;
             const from = ((b * inH + y) * inW + xx) * inC;
-            const tap = (ky * kernelW + kx) * inC;
-            if (multiplier) {
-              for (let c = 0; c < inC; c++) row(from + c, (tap + c) * multiplier, to + c * multiplier, multiplier);
-            } else for (let c = 0; c < inC; c++) row(from + c, (tap + c) * outC, to, outC);
+            if (depthwise) {
+              for (let c = 0; c < inC; c++) patch[c * taps + p] = inside ? x[from + c] : zero;
+              p++;
+            } else for (let c = 0; c < inC; c++) patch[p++] = inside ? x[from + c] : zero;
+          }
+        }
+        const to = ((b * outH + oy) * outW + ox) * outC;
+        if (!depthwise) dot(patch, 0, w, 0, taps * inC, outC, acc, to);
+        else {
+          for (let c = 0; c < inC; c++) {
+            dot(patch, c * taps, w, c * multiplier * taps, taps, multiplier, acc, to + c * multiplier);
           }
         }
       }
     }
   }
-}
-
-function sumInt32(node: MacNode, x: Int32Array, w: Int32Array, acc: Int32Array, batch: number): void {
-  eachRow(node, batch, (from, weightFrom, to, count) => {
-    const value = x[from];
-    if (value === 0) return;
-    for (let o = 0; o < count; o++) acc[to + o] = (acc[to + o] + Math.imul(value, w[weightFrom + o])) | 0;
-  });
-}
-
-function sumFloat64(node: MacNode, x: Float64Array, w: Float64Array, acc: Float64Array, batch: number): void {
-  eachRow(node, batch, (from, weightFrom, to, count) => {
-    const value = x[from];
-    if (value === 0) return;
-    for (let o = 0; o < count; o++) acc[to + o] += value * w[weightFrom + o];
-  });
-}
-
-function sumProducts<T>(
-  node: MacNode,
-  x: ArrayLike<T>,
-  w: ArrayLike<T>,
-  acc: T[],
-  batch: number,
-  multiplyAdd: (acc: T, x: T, w: T) => T,
-): void {
-  eachRow(node, batch, (from, weightFrom, to, count) => {
-    for (let o = 0; o < count; o++) acc[to + o] = multiplyAdd(acc[to + o], x[from], w[weightFrom + o]);
-  });
 }
 
 function addNode(node: AddNode, inputs: RawData[], accumulators: Record<string, RawData> | undefined): RawData {
