@@ -1,3 +1,4 @@
+import { refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { activeCache } from './cache.ts';
 import {
@@ -119,7 +120,7 @@ export class MatforgePositions extends MatforgeLayer<MatforgeLayerOptions & { ma
     const offset = activeCache()?.length ?? 0;
     const { maxPositions } = this.options;
     if (offset + positions > maxPositions) {
-      throw new Error(`${this.name}: ${offset + positions} positions given, the model has ${maxPositions}`);
+      refuse(this.name, `${offset + positions} positions given, the model has ${maxPositions}; use a shorter text`);
     }
     const row = Int32Array.from({ length: positions }, (_, t) => t + offset);
     return tf.tile(tf.tensor2d(row, [1, positions], 'int32'), [batch, 1]);
@@ -225,7 +226,7 @@ export class MatforgeTiedHead extends MatforgeLayer<MatforgeLayerOptions & { voc
   override compute([hidden]: tf.Tensor[]): tf.Tensor {
     const name = `${this.#embedding?.name}/embeddings`;
     const table = this.#embedding?.weights.find((weight) => weight.originalName === name)?.read();
-    if (!table) throw new Error(`${this.name}: the second input must come straight from an embedding layer`);
+    if (!table) refuse(this.name, 'the second input must come straight from an embedding layer');
     const flat = tf.reshape(hidden, [-1, table.shape[1] as number]);
     const scores = tf.matMul(flat, table as tf.Tensor2D, false, true);
     return tf.reshape(this.#bias ? tf.add(scores, this.#bias.read()) : scores, [

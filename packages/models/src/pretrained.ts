@@ -92,7 +92,11 @@ async function readParameters(
     const bad = data.findIndex((value: number) => !Number.isFinite(value));
     ensure(bad < 0, `${directory}: ${file}`, () => `value ${data[bad]} at index ${bad} is not finite`);
     const value = tf.tidy(() => {
-      const stored = tf.tensor(Float32Array.from(data), fileShape(parameter), 'float32');
+      const stored = tf.tensor(
+        data instanceof Float32Array ? data : Float32Array.from(data),
+        fileShape(parameter),
+        'float32',
+      );
       return parameter.permutation ? tf.transpose(stored, inverse(parameter.permutation)) : stored;
     });
     parameter.variable.write(value);
@@ -158,7 +162,7 @@ export interface SavePretrainedOptions {
   dtype?: 'F32' | 'F16' | 'BF16';
   /** Largest number of data bytes in one file. Default 5 GB. */
   maxShardBytes?: number;
-  /** Replace a directory that stands there. Default false. */
+  /** Replace a directory that stands there, with everything it holds. Default false. */
   overwrite?: boolean;
 }
 

@@ -1,6 +1,6 @@
 import { ready } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { gpt2, KeyValueCache, llama, loadPretrained } from '../src/index.ts';
+import { gpt2, KeyValueCache, llama, loadPretrained, MatforgeTiedHead } from '../src/index.ts';
 import {
   bertConfig,
   bertShapes,
@@ -149,4 +149,19 @@ describe.each(['cpu', 'wasm'])('logits equal a float64 reference on %s', (backen
       model.dispose();
     }
   });
+});
+
+test('more positions than the model has are refused, and a tied head needs its embedding', async () => {
+  await ready('cpu');
+  const model = gpt2({ vocabSize: 5, hiddenSize: 4, layers: 1, heads: 1, maxPositions: 3 });
+  expect(() => tf.tidy(() => model.apply(int([[1, 2, 3, 4]])))).toThrow(
+    'transformer.positions: 4 positions given, the model has 3; use a shorter text',
+  );
+  model.dispose();
+  const hidden = tf.input({ shape: [null, 4] });
+  const other = tf.layers.dense({ units: 4 }).apply(hidden) as tf.SymbolicTensor;
+  const head = new MatforgeTiedHead({ name: 'head', vocabSize: 5 }).apply([hidden, other]) as tf.SymbolicTensor;
+  const wrong = tf.model({ inputs: hidden, outputs: head });
+  expect(() => tf.tidy(() => wrong.apply(tf.ones([1, 2, 4])))).toThrow('must come straight from an embedding layer');
+  wrong.dispose();
 });
