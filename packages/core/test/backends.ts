@@ -49,7 +49,7 @@ export function gradientError(f: (...xs: tf.Tensor[]) => tf.Tensor, xs: tf.Tenso
     const value = (inputs: tf.Tensor[]): number =>
       tf.tidy(() =>
         f(...inputs)
-          .dataSync()
+          .dataSync<'float32'>()
           .reduce((sum, y, i) => sum + y * w[i], 0),
       );
     let worst = 0;

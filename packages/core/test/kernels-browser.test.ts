@@ -20,6 +20,8 @@ const inBrowser = executablePath ? describe : describe.skip;
 const skipped = executablePath ? '' : ' (skipped: chromium not found; set CHROMIUM or install it)';
 
 const sources = { '/src/': join(__dirname, '../src'), '/engine/': join(__dirname, '../../engine/src') };
+// A software renderer compiles every shader on the CPU.
+jest.setTimeout(180_000);
 const require = createRequire(__filename);
 const bundle = (name: string, path: string): string => join(require.resolve(`${name}/package.json`), '..', path);
 

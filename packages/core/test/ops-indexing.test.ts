@@ -173,8 +173,14 @@ describe.each(backends)('indexing and element-wise ops on %s', (backend) => {
       saveInputs: ['a', 'b'],
       forward: ({ a, b }, { factor }) => [tf.mul(tf.mul(a, b), factor), tf.sub(a, b)],
       pullback: ([g, h], [a, b], { factor }) => ({
-        a: () => asked.push('a') && tf.add(tf.mul(tf.mul(g, b), factor), h),
-        b: () => asked.push('b') && tf.sub(tf.mul(tf.mul(g, a), factor), h),
+        a: () => {
+          asked.push('a');
+          return tf.add(tf.mul(tf.mul(g, b), factor), h);
+        },
+        b: () => {
+          asked.push('b');
+          return tf.sub(tf.mul(tf.mul(g, a), factor), h);
+        },
       }),
     });
     const f = (a: tf.Tensor, b: tf.Tensor): tf.Tensor => {

@@ -170,6 +170,24 @@ describe.each(backends)('products on %s', (backend) => {
     expect(leaked((s, t) => linear(s, t), [x, w])).toBe(0);
   });
 
+  test('a frozen kernel costs no product in the backward pass', async () => {
+    const [x, w] = [values([2, 3, 4]), values([4, 5], 2)];
+    const { kernels } = await tf.profile(() => tf.grad((t) => tf.sum(linear(t, w)))(x));
+    expect(kernels.filter(({ name }) => name === 'BatchMatMul')).toHaveLength(2);
+  });
+
+  test('repairing again, also from another copy of the module, leaves right gradients', async () => {
+    repairGradients();
+    jest.isolateModules(() =>
+      jest.requireActual<typeof import('../src/ops/index.ts')>('../src/ops/index.ts').repairGradients(),
+    );
+    repairGradients();
+    expect(gradientError((s, t) => tf.matMul(s, t), [values([3, 2, 4]), values([1, 4, 2], 2)])).toBeLessThan(2e-3);
+    expect(gradientError((s, t) => tf.matMul(s, t), [values([3, 2, 4]), values([3, 4, 2], 2)])).toBeLessThan(2e-3);
+    const wrapped = tf.getGradient('BatchMatMul') as { matforgeOriginal?: { matforgeOriginal?: unknown } };
+    expect(wrapped.matforgeOriginal?.matforgeOriginal).toBeUndefined();
+  });
+
   test('linear and batchMatMul name the misfit', () => {
     expect(() => linear(values([2, 3]), values([4, 5]))).toThrow('x: has shape [2,3]; its last axis must be');
     expect(() => linear(values([2, 4]), values([4]))).toThrow('kernel: has shape [4]');

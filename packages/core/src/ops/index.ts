@@ -1,4 +1,4 @@
-export { gelu } from './activations.ts';
+export { gelu } from '@matforge/engine';
 export { cholesky, eigh, qr } from './decompositions.ts';
 export type { Attributes, Op, OpDefinition, Pullback } from './define-op.ts';
 export { defineOp, stopGradient } from './define-op.ts';
