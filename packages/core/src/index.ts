@@ -12,7 +12,7 @@ export type { Batch, Calibration } from './host/calibrate.ts';
 export * from './host/functional.ts';
 export * from './host/hooks.ts';
 export { BASE, type BiasOption } from './host/host.ts';
-export { merge, type MergeOptions, unmerge } from './host/merge.ts';
+export { merge, mergeAndUnload, type MergeOptions, unmerge } from './host/merge.ts';
 export { runsHooks } from './host/optimizer-hooks.ts';
 export { matchesName, matchPattern, namedLayers, selectSites, sitesOf, type Targets } from './host/sites.ts';
 export * from './kernels/index.ts';

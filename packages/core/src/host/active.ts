@@ -1,8 +1,7 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure } from '../errors.ts';
 import { setTensor } from './attach.ts';
-import { adapterOf, BASE, hostOf, markTrainable } from './host.ts';
-import { effective } from './merge.ts';
+import { adapterOf, BASE, effective, hostOf, markTrainable } from './host.ts';
 
 /**
  * Chooses which adapters act. Costs no recompilation; a compiled model trains the new choice from its next step on.

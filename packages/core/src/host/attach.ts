@@ -27,8 +27,8 @@ import {
   openHost,
   stack,
 } from './host.ts';
-import { saveMerged } from './merge.ts';
 import { runHooksInOptimizer } from './optimizer-hooks.ts';
+import { saveMerged } from './saved-model.ts';
 import { assign, type LayerSite, type LayerVariable, selectSites, type Targets } from './sites.ts';
 
 /** Options of {@link attach}. */

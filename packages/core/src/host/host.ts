@@ -9,6 +9,7 @@ import type {
   TrainingSchedule,
 } from '../contracts/linear-method.ts';
 import { ensure, refuse } from '../errors.ts';
+import { tidyTree } from '../optim/tree.ts';
 import type { Random } from '../tensors/random.ts';
 import { denseBase } from './dense-base.ts';
 import { containers, type HostLayer, type LayerSite, type LayerVariable, namedLayers } from './sites.ts';
@@ -261,6 +262,18 @@ export function stack(host: Host, site: LayerSite, names: readonly string[], tra
     },
     layerBase(host, site),
   );
+}
+
+/** Kernel and bias of a site with the named adapters, as new tensors. */
+export function effective(
+  host: Host,
+  site: LayerSite,
+  names: readonly string[],
+): { kernel: tf.Tensor2D; bias: tf.Tensor1D | null } {
+  return tidyTree(() => {
+    const { kernel, bias } = stack(host, site, names, false);
+    return { kernel: tf.clone(kernel), bias: bias && tf.clone(bias) };
+  });
 }
 
 /** The layer's own map, as it was before merging. */

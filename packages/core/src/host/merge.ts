@@ -1,8 +1,8 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure, refuse } from '../errors.ts';
-import { tidyTree } from '../optim/tree.ts';
-import { adapterOf, type Host, hostOf, isMergeable, stack } from './host.ts';
-import { assign, type LayerSite, type LayerVariable } from './sites.ts';
+import { detach } from './attach.ts';
+import { adapterOf, effective, type Host, hostOf, isMergeable } from './host.ts';
+import { assign } from './sites.ts';
 
 /** Options of {@link merge}. */
 export interface MergeOptions {
@@ -69,79 +69,27 @@ export function unmerge<M extends tf.LayersModel>(model: M): M {
   return model;
 }
 
+/**
+ * Writes the active (or merged) adapters into the kernels for good and removes every adapter: an ordinary model is left,
+ * as PEFT's `merge_and_unload` does.
+ *
+ * @throws MatforgeError as {@link merge}.
+ */
+export function mergeAndUnload<M extends tf.LayersModel>(model: M): M {
+  const host = hostOf(model);
+  if (host.merged.length === 0) merge(model);
+  for (const hosted of host.layers.values()) {
+    if (hosted.original)
+      tf.dispose(hosted.original.bias ? [hosted.original.kernel, hosted.original.bias] : hosted.original.kernel);
+    hosted.original = undefined;
+  }
+  host.merged = [];
+  return detach(model);
+}
+
 function requireMergeable(host: Host, name: string): void {
   const { configured } = adapterOf(host, name);
   if (!isMergeable(configured.method, configured.config)) {
     refuse(name, `${configured.method.info.id} is not mergeable: it has no dense kernel in this configuration`);
   }
-}
-
-/** Kernel and bias of a site with the named adapters, as new tensors. */
-export function effective(
-  host: Host,
-  site: LayerSite,
-  names: readonly string[],
-): { kernel: tf.Tensor2D; bias: tf.Tensor1D | null } {
-  return tidyTree(() => {
-    const { kernel, bias } = stack(host, site, names, false);
-    return { kernel: tf.clone(kernel), bias: bias && tf.clone(bias) };
-  });
-}
-
-/**
- * Lets `model.save` write a plain model: kernels with the active adapters merged in, no adapter weights. Where an active
- * method has no dense kernel, the base model is written and a warning says how to store the adapter.
- */
-export function saveMerged(host: Host): void {
-  const model = host.model as unknown as {
-    weights: LayerVariable[];
-    getNamedWeights(config?: { trainableOnly?: boolean }): { name: string; tensor: tf.Tensor }[];
-    save(...args: unknown[]): Promise<unknown>;
-  };
-  const { getNamedWeights, save } = model;
-  let made: tf.Tensor[] = [];
-  model.getNamedWeights = (config) => {
-    const replaced = new Map<LayerVariable, tf.Tensor>();
-    const mergeable = host.active.every((name) => {
-      const { configured } = adapterOf(host, name);
-      return isMergeable(configured.method, configured.config);
-    });
-    if (!mergeable) {
-      console.warn(
-        `matforge: adapter ${host.active.join(', ')} has no dense kernel, so the base model is saved; store the adapter with save(model, directory).`,
-      );
-    } else if (host.merged.length === 0) {
-      for (const { site } of host.layers.values()) {
-        const { kernel, bias } = effective(host, site, host.active);
-        replaced.set(
-          site.weight,
-          tf.tidy(() => tf.reshape(kernel, site.weight.read().shape)),
-        );
-        kernel.dispose();
-        if (site.layer.bias && bias) replaced.set(site.layer.bias, bias);
-      }
-      made.push(...replaced.values());
-    }
-    const own = new Set(
-      [...host.adapters.values()].flatMap(({ sites }) =>
-        [...sites.values()].flatMap(({ weights }) => Object.values(weights)),
-      ),
-    );
-    return model.weights
-      .filter((weight) => !own.has(weight) && (!config?.trainableOnly || weight.trainable))
-      .map((weight) => ({ name: weight.originalName, tensor: replaced.get(weight) ?? weight.read() }));
-  };
-  model.save = async (...args) => {
-    try {
-      return await save.apply(model, args);
-    } finally {
-      tf.dispose(made);
-      made = [];
-    }
-  };
-  host.restore.push(() => {
-    delete (model as Partial<typeof model>).getNamedWeights;
-    delete (model as Partial<typeof model>).save;
-    void getNamedWeights;
-  });
 }

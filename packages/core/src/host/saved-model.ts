@@ -1,0 +1,61 @@
+import * as tf from '@tensorflow/tfjs';
+import { adapterOf, effective, type Host, isMergeable } from './host.ts';
+import type { LayerVariable } from './sites.ts';
+
+/**
+ * Lets `model.save` write a plain model: kernels with the active adapters merged in, no adapter weights. Where an active
+ * method has no dense kernel, the base model is written and a warning says how to store the adapter.
+ */
+export function saveMerged(host: Host): void {
+  const model = host.model as unknown as {
+    weights: LayerVariable[];
+    getNamedWeights(config?: { trainableOnly?: boolean }): { name: string; tensor: tf.Tensor }[];
+    save(...args: unknown[]): Promise<unknown>;
+  };
+  const { getNamedWeights, save } = model;
+  let made: tf.Tensor[] = [];
+  model.getNamedWeights = (config) => {
+    const replaced = new Map<LayerVariable, tf.Tensor>();
+    const mergeable = host.active.every((name) => {
+      const { configured } = adapterOf(host, name);
+      return isMergeable(configured.method, configured.config);
+    });
+    if (!mergeable) {
+      console.warn(
+        `matforge: adapter ${host.active.join(', ')} has no dense kernel, so the base model is saved; store the adapter with save(model, directory).`,
+      );
+    } else if (host.merged.length === 0) {
+      for (const { site } of host.layers.values()) {
+        const { kernel, bias } = effective(host, site, host.active);
+        replaced.set(
+          site.weight,
+          tf.tidy(() => tf.reshape(kernel, site.weight.read().shape)),
+        );
+        kernel.dispose();
+        if (site.layer.bias && bias) replaced.set(site.layer.bias, bias);
+      }
+      made.push(...replaced.values());
+    }
+    const own = new Set(
+      [...host.adapters.values()].flatMap(({ sites }) =>
+        [...sites.values()].flatMap(({ weights }) => Object.values(weights)),
+      ),
+    );
+    return model.weights
+      .filter((weight) => !own.has(weight) && (!config?.trainableOnly || weight.trainable))
+      .map((weight) => ({ name: weight.originalName, tensor: replaced.get(weight) ?? weight.read() }));
+  };
+  model.save = async (...args) => {
+    try {
+      return await save.apply(model, args);
+    } finally {
+      tf.dispose(made);
+      made = [];
+    }
+  };
+  host.restore.push(() => {
+    delete (model as Partial<typeof model>).getNamedWeights;
+    delete (model as Partial<typeof model>).save;
+    void getNamedWeights;
+  });
+}
