@@ -143,33 +143,43 @@ function tensorFile(
   role: string,
   flavours: readonly Flavour[],
 ): ArrayFile {
-  const F = fractionBits(fixed);
-  const memo = new Map<number | string, string>();
-  const literal = (raw: number | string): string => {
-    let text = memo.get(raw);
-    if (text === undefined) {
-      text = decimal(raw, F);
-      memo.set(raw, text);
-    }
-    return text;
-  };
   return file(
     plan,
     `weights/${path}.h`,
     `Layer ${layer.id}, ${layer.node.name}: ${role}, ${statistics(tensor, fixed)}`,
     {
       c: () => array(type, name, tensor.data.length, integerLiterals(tensor, fixed)),
-      hls: () => array(type, name, tensor.data.length, (tensor.data as readonly (number | string)[]).map(literal)),
+      hls: () =>
+        array(
+          type,
+          name,
+          tensor.data.length,
+          literals(tensor, (raw) => decimal(raw, fractionBits(fixed))),
+        ),
     },
     flavours,
   );
 }
 
 function integerLiterals(tensor: RawTensor, type: FixedType): string[] {
-  if (type.W <= 31) return (tensor.data as readonly (number | string)[]).map(String);
-  return rawBigints(tensor).map((v) =>
-    v === -(1n << 63n) ? '(-INT64_C(9223372036854775807) - 1)' : type.signed ? `INT64_C(${v})` : `UINT64_C(${v})`,
+  if (type.W <= 31) return literals(tensor, String);
+  const suffix = type.signed ? 'INT64_C' : 'UINT64_C';
+  return literals(tensor, (raw) =>
+    BigInt(raw) === -(1n << 63n) ? '(-INT64_C(9223372036854775807) - 1)' : `${suffix}(${raw})`,
   );
+}
+
+/** Text of every element; equal integers share one string. */
+function literals(tensor: RawTensor, text: (raw: number | string) => string): string[] {
+  const memo = new Map<number | string, string>();
+  return (tensor.data as readonly (number | string)[]).map((raw) => {
+    let literal = memo.get(raw);
+    if (literal === undefined) {
+      literal = text(raw);
+      memo.set(raw, literal);
+    }
+    return literal;
+  });
 }
 
 /** Signs and shifts of a multiplier-free layer, one row for each of the k terms; the shifts include the alignment. */

@@ -112,7 +112,7 @@ template <int W, int I, bool S, ap_q_mode Q, ap_o_mode O> struct fixed {
 
 private:
   constexpr int128 whole() const {
-    return fraction > 0 ? int128(v) >> (fraction > 0 ? fraction : 0) : int128(v) << (fraction < 0 ? -fraction : 0);
+    return fraction > 0 ? int128(v) >> (fraction > 0 ? fraction : 0) : int128(v) * (int128(1) << (fraction < 0 ? -fraction : 0));
   }
 
   /* The raw word of the number x * 2^-FX, which has WX bits (sign included). */
@@ -135,7 +135,7 @@ private:
     int down = 0;
     for (; down < 60 && whole_part != double(int128(whole_part)); down++) whole_part *= 2;
     fixed<126, 126 - 60, true, AP_TRN, AP_WRAP> exact;
-    exact.v = int128(whole_part) << (60 - down);
+    exact.v = int128(whole_part) * (int128(1) << (60 - down));
     return fixed(exact).v;
   }
 };

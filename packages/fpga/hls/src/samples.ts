@@ -53,8 +53,8 @@ export function rowsOf(raw: RawData, size: number): RawSample[] {
 
 /** Samples flat again, in the form that the simulator reads fastest. */
 export function flatten(rows: readonly RawSample[]): number[] | bigint[] {
-  const flat = rows.flat();
-  return flat.some((v) => typeof v === 'bigint') ? flat.map((v) => BigInt(v)) : (flat as number[]);
+  // A type is wider than 53 bits or it is not: the rows are all numbers or all bigint.
+  return rows.flat() as number[] | bigint[];
 }
 
 /**

@@ -1,3 +1,6 @@
+/** Columns of the emitted sources, as far as names allow. */
+const WIDTH = 116;
+
 /** Prefixes every non-empty line with `levels` steps of four blanks. Pragmas stay in column 0, as HLS code has them. */
 export function indent(text: string, levels = 1): string {
   const blanks = '    '.repeat(levels);
@@ -36,22 +39,15 @@ export function identifier(name: string): string {
   return name.replace(/[^A-Za-z0-9_]/g, '_');
 }
 
-/** A table of literals, as many to a line as fit 112 columns. */
-export function literalTable(items: Iterable<string>): string {
+/** A table of literals, as many to a line as fit. Written for millions of them: no string grows by pieces. */
+export function literalTable(items: readonly string[]): string {
+  let longest = 1;
+  for (const item of items) if (item.length > longest) longest = item.length;
+  const perRow = Math.max(1, Math.floor(WIDTH / (longest + 2)) - 1);
   const rows: string[] = [];
-  let row = '';
-  for (const item of items) {
-    if (row.length + item.length + 2 > 112) {
-      rows.push(row);
-      row = '';
-    }
-    row += row === '' ? `    ${item},` : ` ${item},`;
-  }
-  if (row !== '') rows.push(row);
-  return rows.join('\n').replace(/,$/, '');
+  for (let i = 0; i < items.length; i += perRow) rows.push(items.slice(i, i + perRow).join(', '));
+  return `    ${rows.join(',\n    ')}`;
 }
-
-const WIDTH = 116;
 
 /** A block comment, broken into lines. The text of the user cannot end it. */
 export function comment(text: string): string {
