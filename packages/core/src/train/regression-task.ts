@@ -30,10 +30,10 @@ export function learnRegression(transformation: GradientTransformation, options:
     : [tf.zeros([inDim, outDim])];
   const variables = start.map((value) => tf.variable(value));
   const y = tf.tidy(() => tf.matMul(x, stream.normal([inDim, outDim], 0, inDim ** -0.5) as tf.Tensor2D)) as tf.Tensor2D;
-  const error = (xs: tf.Tensor2D, ys: tf.Tensor2D): tf.Tensor => {
-    const [first, second] = variables as unknown as tf.Tensor2D[];
-    const product = second ? tf.matMul(tf.matMul(xs, first), second) : tf.matMul(xs, first);
-    return tf.sum(tf.square(tf.sub(product, ys)));
+  const [first, second] = variables as unknown as tf.Tensor2D[];
+  const residual = (xs: tf.Tensor2D, ys: tf.Tensor2D): tf.Tensor2D => {
+    const product = tf.matMul(xs, first);
+    return tf.sub(second ? tf.matMul(product as tf.Tensor2D, second) : product, ys);
   };
   const optimizer = toOptimizer(transformation);
   const draw = sampler(stream.fork('batches'), samples, batch);
@@ -42,10 +42,13 @@ export function learnRegression(transformation: GradientTransformation, options:
     tf.tidy(() => {
       const rows = tf.tensor1d(draw(), 'int32');
       const [xs, ys] = [tf.gather(x, rows), tf.gather(y, rows)] as [tf.Tensor2D, tf.Tensor2D];
-      optimizer.minimize(() => tf.div(error(xs, ys), batch) as tf.Scalar, false, variables);
+      // By hand, which takes half the time of tfjs's tape: the gradient of W is 2·Xᵀ·residual / batch.
+      const G = tf.mul(tf.matMul(xs, residual(xs, ys), true), 2 / batch) as tf.Tensor2D;
+      const gradients = second ? [tf.matMul(G, second, false, true), tf.matMul(first, G, true)] : [G];
+      optimizer.applyGradients(variables.map(({ name }, i) => ({ name, tensor: gradients[i] })));
     });
   }
-  const loss = tf.tidy(() => error(x, y).dataSync()[0] / (samples * outDim));
+  const loss = tf.tidy(() => tf.mean(tf.square(residual(x, y))).dataSync()[0]);
   optimizer.dispose();
   tf.dispose([x, y, ...start, ...variables]);
   return loss;
