@@ -13,6 +13,17 @@ export type Role = 'trainable' | 'frozen' | 'seeded';
 /** Makes the start value of a tensor. */
 export type Initializer = (shape: number[], random: Random) => tf.Tensor;
 
+/**
+ * How wide the small products are that a factor of a kernel takes part in: numbers that one of them sums (`in`) and
+ * makes (`out`). The start value and the learning rate that suit every width follow from these.
+ */
+export interface Widths {
+  readonly in: number;
+  readonly out: number;
+  /** Factors that are applied one after the other share a branch; parallel ones name theirs. */
+  readonly branch?: string;
+}
+
 /** Declaration of one named tensor: core counts, allocates, checks, saves and loads from it. */
 export interface TensorSpec {
   readonly shape: number[];
@@ -21,6 +32,8 @@ export interface TensorSpec {
   readonly initializer?: Initializer;
   /** Sites whose declarations carry the same key hold one and the same tensor. */
   readonly shared?: string;
+  /** Declared by the factors of a structured kernel. */
+  readonly widths?: Widths;
 }
 
 /** Where a method is applied: one dense kernel of a model. */

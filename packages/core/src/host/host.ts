@@ -82,6 +82,11 @@ export function hostOf(model: tf.LayersModel): Host {
   return hosts.get(model) ?? refuse('model', 'has no adapters; call attach(model, method, options) first');
 }
 
+/** The host of a model, if something is attached. */
+export function findHost(model: tf.LayersModel): Host | undefined {
+  return hosts.get(model);
+}
+
 /** The adapter of that name. */
 export function adapterOf(host: Host, name: string): Adapter {
   const names = [...host.adapters.keys()];

@@ -3,10 +3,11 @@ import type { z } from 'zod';
 import { type ConfigSchema, parseConfig } from '../contracts/config.ts';
 import type { Base, ForwardContext, Site } from '../contracts/linear-method.ts';
 import { ensure, refuse } from '../errors.ts';
+import { zeros } from '../tensors/initializers.ts';
+import { random } from '../tensors/random.ts';
 import {
   type AnyStructuredMethod,
   learningRateMultipliers,
-  projectionError,
   type StructuredInit,
   type StructuredMethod,
   startTensors,
@@ -69,6 +70,7 @@ export abstract class StructuredLayer extends tf.layers.Layer {
   readonly units: number;
   readonly useBias: boolean;
   private readonly options: Record<string, unknown>;
+  private readonly settings: tf.serialization.ConfigDict;
   private readonly activation: { apply(x: tf.Tensor): tf.Tensor };
   private readonly seed: number;
   /** Kernel to project in place of a random start. */
@@ -108,8 +110,6 @@ export abstract class StructuredLayer extends tf.layers.Layer {
     this.settings = { units, useBias, activation, kernelInitializer, seed };
   }
 
-  private readonly settings: tf.serialization.ConfigDict;
-
   override build(inputShape: tf.Shape | tf.Shape[]): void {
     const inDim = single(inputShape).at(-1);
     ensure(inDim != null, this.name, () => 'the last axis of the input has no size; give inputShape');
@@ -124,13 +124,8 @@ export abstract class StructuredLayer extends tf.layers.Layer {
       else this.variables[key] = this.weight(key, shape, made[key], role === 'trainable');
     }
     if (this.useBias) {
-      const { officialBias } = method.structure;
-      const start = tf.tidy(() =>
-        officialBias && config.init === 'official' && !this.start
-          ? officialBias([outDim], randomOf(this))
-          : tf.zeros([outDim]),
-      );
-      this.bias = this.weight('bias', [outDim], start, true);
+      const bias = (config.init === 'official' && method.structure.officialBias) || zeros;
+      this.bias = this.weight('bias', [outDim], bias([outDim], random(seed).fork(this.name).fork('bias')), true);
     }
     this.site = site;
     const { penalty } = method;
@@ -256,4 +251,45 @@ function single(shape: tf.Shape | tf.Shape[]): tf.Shape {
 function inputOf(layer: tf.layers.Layer): { batchInputShape?: tf.Shape } {
   const { batchInputShape } = layer;
   return batchInputShape ? { batchInputShape } : {};
+}
+
+/**
+ * Makes the layer class of a structured method and registers it, so that models with such layers save and load like any
+ * other. Its weights carry the method's names.
+ *
+ * @param className unique among tfjs layers; by it a stored model finds the class.
+ * @throws MatforgeError for a method with a training schedule, which only attached layers can follow.
+ */
+export function defineStructuredLayer<S extends ConfigSchema, K extends string>(
+  method: StructuredMethod<S, K>,
+  className: string,
+): StructuredLayerClass<S> {
+  ensure(!method.schedule, className, () => `${method.info.id} has a training schedule; attach it to a dense layer`);
+  class Made extends StructuredLayer {
+    static className = className;
+
+    constructor(args: StructuredLayerArgs<S>) {
+      super(method as unknown as AnyStructuredMethod, args);
+    }
+
+    static fromDenseLayer(layer: tf.layers.Layer, options?: Omit<z.input<S>, 'init'>): StructuredLayer {
+      const dense = layer as unknown as HostLayer;
+      const { kernel, bias } = dense;
+      ensure(dense.getClassName() === 'Dense', layer.name, () => `is a ${dense.getClassName()} layer, not Dense`);
+      if (!kernel) refuse(layer.name, 'the layer is not built yet; call build() or apply it once');
+      const { units, useBias, activation } = layer.getConfig() as unknown as StructuredLayerOptions;
+      const made = new Made({
+        ...(options as object),
+        name: layer.name,
+        units,
+        useBias,
+        activation,
+        ...inputOf(layer),
+      } as StructuredLayerArgs<S>);
+      made.adopt(kernel.read() as unknown as tf.Tensor2D, bias?.read() ?? null);
+      return made;
+    }
+  }
+  tf.serialization.registerClass(Made as unknown as Parameters<typeof tf.serialization.registerClass>[0]);
+  return Made;
 }
