@@ -8,6 +8,9 @@ const sources = Object.fromEntries(
   ]),
 );
 
+// Tests run on the WebAssembly kernels that every user has; MATFORGE_NATIVE=1 runs them on the optional addon.
+process.env.MATFORGE_NATIVE ??= '0';
+
 export default {
   testEnvironment: '<rootDir>/scripts/jest-environment.cjs',
   testMatch: ['<rootDir>/packages/**/*.test.ts', '<rootDir>/examples/**/*.test.ts', '<rootDir>/test/**/*.test.ts'],

@@ -1,5 +1,6 @@
 import type * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import { type NativeKernels, openAddon } from './addon.ts';
 import { address, heapMemory, heapModule } from './backend.ts';
 import { decodeBase64 } from './base64.ts';
 import { base64 as plain } from './kernels.wasm.ts';
@@ -8,18 +9,24 @@ import { type WasmExports, type WasmModule, webAssembly } from './webassembly.ts
 
 const STACK_BYTES = 1 << 16;
 
-/** Our WebAssembly module on the heap of one wasm backend. */
+/** Our kernels on the heap of one wasm backend: the WebAssembly module, or the optional addon in place of it. */
 export class Native {
   readonly kernels: WasmExports;
+  /** The WebAssembly module alone. */
+  readonly wasm: WasmExports;
   /** Whether this is the build with fused multiply-add. */
   readonly relaxed: boolean;
+  /** The instruction set of the optional native addon, null without it. */
+  readonly addon: string | null;
   private readonly backend: BackendWasm;
   private scratch = { at: 0, bytes: 0 };
 
-  constructor(backend: BackendWasm, kernels: WasmExports, isRelaxed: boolean) {
+  constructor(backend: BackendWasm, kernels: WasmExports, isRelaxed: boolean, addon: NativeKernels | null = null) {
     this.backend = backend;
-    this.kernels = kernels;
+    this.wasm = kernels;
+    this.kernels = addon ? ({ ...kernels, ...addon.kernels } as WasmExports) : kernels;
     this.relaxed = isRelaxed;
+    this.addon = addon?.isa ?? null;
     const module = heapModule(backend);
     kernels.__stack_pointer.value = (module._malloc(STACK_BYTES) + STACK_BYTES) & ~15;
   }
@@ -60,8 +67,9 @@ export async function install(backend: BackendWasm): Promise<Native | null> {
     return null;
   }
   const instance = await webAssembly!.instantiate(await build.module, { env: { memory } });
+  const addon = await openAddon(() => heapModule(backend).HEAPU8, instance.exports);
   // Two callers may have come this far; the first to get here wins.
-  host[NATIVE] ??= new Native(backend, instance.exports as WasmExports, build.relaxed);
+  host[NATIVE] ??= new Native(backend, instance.exports as WasmExports, build.relaxed, addon);
   return host[NATIVE];
 }
 

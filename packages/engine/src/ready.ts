@@ -64,6 +64,8 @@ export interface EngineInfo {
   backend: string;
   /** Our own build in use: 'relaxed' has fused multiply-add, 'none' leaves tfjs's and the portable kernels. */
   kernels: 'relaxed' | 'simd' | 'none';
+  /** What @matforge/engine-native runs on ('avx512', 'avx2', 'neon'), null where it is not in use. */
+  native: string | null;
   /** Size of the wasm heap in bytes, 0 on other backends. */
   heapBytes: number;
 }
@@ -71,9 +73,9 @@ export interface EngineInfo {
 /** Says which backend and which build of the kernels are in use. */
 export function engineInfo(): EngineInfo {
   const backend = tf.getBackend() ?? 'none';
-  if (backend !== 'wasm') return { backend, kernels: 'none', heapBytes: 0 };
+  if (backend !== 'wasm') return { backend, kernels: 'none', native: null, heapBytes: 0 };
   const wasm = tf.backend() as tfWasm.BackendWasm;
   const installed = native(wasm);
   const kernels = installed === null ? 'none' : installed.relaxed ? 'relaxed' : 'simd';
-  return { backend, kernels, heapBytes: heapModule(wasm).HEAPU8.byteLength };
+  return { backend, kernels, native: installed?.addon ?? null, heapBytes: heapModule(wasm).HEAPU8.byteLength };
 }

@@ -1,0 +1,27 @@
+{
+  "target_defaults": {
+    "cflags": ["-std=gnu11", "-O3", "-fvisibility=hidden", "-Wno-psabi", "-Wno-unused-function"],
+    "xcode_settings": { "GCC_OPTIMIZATION_LEVEL": "3", "GCC_C_LANGUAGE_STANDARD": "gnu11", "GCC_SYMBOLS_PRIVATE_EXTERN": "YES" }
+  },
+  "targets": [
+    {
+      "target_name": "kernels",
+      "type": "static_library",
+      "sources": ["c/engine/conv.c", "c/engine/rows.c", "c/engine/elementwise.c"],
+      "include_dirs": ["c/shim"],
+      "cflags": ["-fPIC"],
+      "conditions": [
+        [
+          "target_arch=='x64'",
+          { "cflags": ["-mavx2", "-mfma"], "xcode_settings": { "OTHER_CFLAGS": ["-mavx2", "-mfma"] } }
+        ]
+      ]
+    },
+    {
+      "target_name": "matforge_engine",
+      "dependencies": ["kernels"],
+      "sources": ["c/addon.c", "c/pool.c", "c/gemm.c"],
+      "include_dirs": ["c"]
+    }
+  ]
+}

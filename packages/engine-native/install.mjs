@@ -1,0 +1,69 @@
+// Sees to it that there is a binary for this machine: the one in prebuilds/, or one compiled here. Without either, nothing
+// is lost but speed, so this never fails. `--build` compiles in any case and puts the result into prebuilds/.
+import { spawnSync } from 'node:child_process';
+import { copyFileSync, existsSync, mkdirSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { gatherSources } from './sources.mjs';
+
+const here = dirname(fileURLToPath(import.meta.url));
+const prebuilt = join(here, 'prebuilds', `${process.platform}-${process.arch}`, 'matforge_engine.node');
+const compiled = join(here, 'build', 'Release', 'matforge_engine.node');
+const force = process.argv.includes('--build');
+
+function loads(path) {
+  try {
+    process.dlopen({ exports: {} }, path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** node-gyp as the running package manager names it, or the one that npm brings along. */
+function nodeGyp() {
+  const require = createRequire(join(dirname(process.execPath), '..', 'lib', 'node_modules', 'npm', 'package.json'));
+  if (process.env.npm_config_node_gyp) return process.env.npm_config_node_gyp;
+  try {
+    return require.resolve('node-gyp/bin/node-gyp.js');
+  } catch {
+    return undefined;
+  }
+}
+
+function compile() {
+  const gyp = nodeGyp();
+  if (!gyp) return 'node-gyp was not found';
+  gatherSources();
+  // Headers beside the running Node save node-gyp a download.
+  const prefix = join(dirname(process.execPath), '..');
+  const headers = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];
+  const run = spawnSync(process.execPath, [gyp, 'rebuild', '--silent', ...headers], {
+    cwd: here,
+    encoding: 'utf8',
+    timeout: 300_000,
+  });
+  if (run.status === 0 && existsSync(compiled)) return undefined;
+  return (run.stderr || run.stdout || String(run.error ?? 'it ended without a result'))
+    .trim()
+    .split('\n')
+    .slice(-5)
+    .join('\n');
+}
+
+if (force) {
+  const problem = compile();
+  if (problem) {
+    console.error(`engine-native: not compiled: ${problem}`);
+    process.exitCode = 1;
+  } else {
+    mkdirSync(dirname(prebuilt), { recursive: true });
+    copyFileSync(compiled, prebuilt);
+    console.log(`engine-native: ${prebuilt}`);
+  }
+} else if (![prebuilt, compiled].some((path) => existsSync(path) && loads(path))) {
+  const problem = ['linux', 'darwin'].includes(process.platform) ? compile() : `no binary for ${process.platform} yet`;
+  if (problem)
+    console.log(`engine-native: runs without its addon, that is at the speed of @matforge/engine alone (${problem})`);
+}
