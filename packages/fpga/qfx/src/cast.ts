@@ -36,33 +36,36 @@ export function quantise(u: number, Q: QuantizationMode): number {
   return negative ? 0 - m : m;
 }
 
-/** Overflow of an integral double; exact for W <= 53 (the largest raw value must be a double). */
-export function overflowDouble(q: number, type: FixedType): number {
+/** The overflow of integral doubles, with the constants of a type bound once; exact for W <= 53. */
+export function overflower(type: FixedType): (q: number) => number {
   const low = lo(type);
   const high = hi(type);
+  const modulus = 2 ** type.W;
+  const wrap = (q: number): number => {
+    const kept = q - modulus * Math.floor(q / modulus);
+    return kept > high ? kept - modulus : kept;
+  };
   switch (type.O) {
     case 'AP_SAT':
-      return Math.min(Math.max(q, low), high);
+      return (q) => Math.min(Math.max(q, low), high);
     case 'AP_SAT_ZERO':
-      return q < low || q > high ? 0 : q;
-    case 'AP_SAT_SYM':
-      return Math.min(Math.max(q, type.signed ? -high : low), high);
-    case 'AP_WRAP': {
-      if (q >= low && q <= high) return q;
-      const modulus = 2 ** type.W;
-      const kept = q - modulus * Math.floor(q / modulus);
-      return kept > high ? kept - modulus : kept;
+      return (q) => (q < low || q > high ? 0 : q);
+    case 'AP_SAT_SYM': {
+      const least = type.signed ? -high : low;
+      return (q) => Math.min(Math.max(q, least), high);
     }
+    case 'AP_WRAP':
+      return (q) => (q >= low && q <= high ? q : wrap(q));
     case 'AP_WRAP_SM': {
-      if (q >= low && q <= high) return q;
-      const modulus = 2 ** type.W;
-      const bit = (k: number): number => {
+      const bit = (q: number, k: number): number => {
         const scaled = Math.floor(q / 2 ** k);
         return scaled - 2 * Math.floor(scaled / 2);
       };
-      let kept = q - modulus * Math.floor(q / modulus);
-      if (bit(type.W) !== bit(type.W - 1)) kept = modulus - 1 - kept;
-      return kept > high ? kept - modulus : kept;
+      return (q) => {
+        if (q >= low && q <= high) return q;
+        // Inverting all kept bits is -1 - q, modulo 2^W.
+        return wrap(bit(q, type.W) === bit(q, type.W - 1) ? q : -1 - (q - modulus * Math.floor(q / modulus)));
+      };
     }
   }
 }
@@ -153,19 +156,30 @@ export function fitsDouble(type: FixedType): boolean {
  * the wrap of it is representable, which holds for every double (scaling by a power of two is exact).
  */
 export function castNumber(value: number, type: FixedType): number {
-  return overflowDouble(quantise(value * 2 ** fractionBits(type), type.Q), type) + 0;
+  return overflower(type)(quantise(value * 2 ** fractionBits(type), type.Q)) + 0;
 }
 
 /** A value -> raw function with the type's constants bound once, for loops. W <= 53. */
 export function caster(type: FixedType): (value: number) => number {
   const scale = 2 ** fractionBits(type);
-  return (value) => overflowDouble(quantise(value * scale, type.Q), type) + 0;
+  if (type.Q === 'AP_RND' && type.O === 'AP_SAT' && type.W <= 50) {
+    const [low, high] = [lo(type), hi(type)];
+    return (value) => {
+      const u = value * scale;
+      // Far outside, u + 1/2 may round, but saturates all the same; inside, only u just below a tie needs the long way.
+      const q = Math.floor(u + 0.5);
+      return Math.min(Math.max(q - u > 0.5 ? q - 1 : q, low), high) + 0;
+    };
+  }
+  const overflow = overflower(type);
+  return (value) => overflow(quantise(value * scale, type.Q)) + 0;
 }
 
 /** An integer (in units of 2^-vFraction) -> raw function on doubles; |v| must stay below 2^53. W <= 53. */
 export function rawCaster(vFraction: number, type: FixedType): (v: number) => number {
   const scale = 2 ** (fractionBits(type) - vFraction);
-  return (v) => overflowDouble(quantise(v * scale, type.Q), type) + 0;
+  const overflow = overflower(type);
+  return (v) => overflow(quantise(v * scale, type.Q)) + 0;
 }
 
 /**
@@ -185,15 +199,20 @@ export function castRaw(value: number, type: FixedType): bigint {
 export function toRaw(values: ArrayLike<number>, type: FixedType): Float64Array | bigint[] {
   if (!fitsDouble(type)) return Array.from(values, (value) => castRaw(value, type));
   const cast = caster(type);
-  return Float64Array.from({ length: values.length }, (_, i) => {
+  const raw = new Float64Array(values.length);
+  for (let i = 0; i < raw.length; i++) {
     const value = values[i];
     if (!Number.isFinite(value)) refuse('value', `cannot represent ${Number.isNaN(value) ? 'NaN' : value}`);
-    return cast(value);
-  });
+    raw[i] = cast(value);
+  }
+  return raw;
 }
 
 /** raw * 2^-F as doubles (exact up to 53 significant bits, to nearest above). */
 export function fromRaw(raw: RawData | ArrayLike<number> | ArrayLike<bigint>, type: FixedType): Float64Array {
   const step = 2 ** -fractionBits(type);
-  return Float64Array.from({ length: raw.length }, (_, i) => Number(raw[i]) * step);
+  const values = new Float64Array(raw.length);
+  if (typeof raw[0] === 'bigint') for (let i = 0; i < values.length; i++) values[i] = Number(raw[i]) * step;
+  else for (let i = 0; i < values.length; i++) values[i] = (raw[i] as number) * step;
+  return values;
 }

@@ -2,7 +2,7 @@ import { ensure, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import type { NodeSpec, Padding, TypeLike } from './build.ts';
 import { asType, reciprocal, slide, softmaxTables, validCounts } from './build.ts';
-import { caster, overflowDouble, rawCaster } from './cast.ts';
+import { caster, overflower, rawCaster } from './cast.ts';
 import type { MultiplierFreeConfig } from './digits.ts';
 import {
   checkBackend,
@@ -14,7 +14,7 @@ import {
   splitProduct,
 } from './exactness.ts';
 import type { Activation, Directives, Window2d } from './graph.ts';
-import { FixedQuantizer, MultiplierFreeQuantizer, type PositionInit, type Reals } from './quantizer.ts';
+import { FixedQuantizer, type Forward, MultiplierFreeQuantizer, type PositionInit, type Reals } from './quantizer.ts';
 import { levelsOf } from './rounding.ts';
 import { addType, type FixedType, fixedType, fractionBits, type OverflowMode, type QuantizationMode } from './types.ts';
 
@@ -362,28 +362,19 @@ export abstract class QfxMac<A extends QfxMacArgs = QfxMacArgs> extends QfxLayer
     this.checkSum(bound.largest, xType, fractions);
     const wrap = this.wrapping(xType);
     const inputs = b ? [acc, b] : [acc];
-    const forward = ([sums, biases]: Float32Array[]): { v: Reals; pull: (dv: Float32Array) => Reals[] } => {
-      let v: Reals = exact ?? sums;
-      if (biases || wrap) {
-        const total = new Float64Array(v.length);
-        for (let i = 0, c = 0; i < total.length; i++) {
-          total[i] = biases ? v[i] + biases[c] : v[i];
+    const forward = ([sums, biases]: Float32Array[]): Forward => {
+      const v: Reals = exact ?? sums;
+      const pull = (dv: Float32Array): Reals[] => {
+        if (!b) return [dv];
+        const db = new Float64Array(channels);
+        for (let i = 0, c = 0; i < dv.length; i++) {
+          db[c] += dv[i];
           if (++c === channels) c = 0;
         }
-        v = wrap ? total.map(wrap) : total;
-      }
-      return {
-        v,
-        pull: (dv) => {
-          if (!b) return [dv];
-          const db = new Float32Array(channels);
-          for (let i = 0, c = 0; i < dv.length; i++) {
-            db[c] += dv[i];
-            if (++c === channels) c = 0;
-          }
-          return [dv, db];
-        },
+        return [dv, db];
       };
+      if (!wrap) return { v, offset: biases, pull };
+      return { v: Float64Array.from(v, (value, i) => wrap(value + (biases ? biases[i % channels] : 0))), pull };
     };
     return this.quantizer.round(inputs, acc.shape, forward, this.args.activation === 'relu');
   }
@@ -415,7 +406,8 @@ export abstract class QfxMac<A extends QfxMacArgs = QfxMacArgs> extends QfxLayer
       `${this.name}.accumulator`,
       () => `needs at least ${needed} fraction bits and AP_WRAP, got F = ${F} and ${type.O}`,
     );
-    return (v) => overflowDouble(v * 2 ** F, type) * 2 ** -F;
+    const overflow = overflower(type);
+    return (v) => overflow(v * 2 ** F) * 2 ** -F;
   }
 
   override warnings(): string[] {
@@ -728,7 +720,7 @@ export class QfxBatchNorm extends QfxLayer<QfxBatchNormArgs> {
         this.exact,
         this.name,
       );
-      const forward = ([xs, as, cs]: Float32Array[]): { v: Reals; pull: (dv: Float32Array) => Reals[] } => {
+      const forward = ([xs, as, cs]: Float32Array[]): Forward => {
         const v = new Float64Array(xs.length);
         for (let i = 0, c = 0; i < v.length; i++) {
           v[i] = xs[i] * as[c] + cs[c];
@@ -791,7 +783,7 @@ export class QfxAdd extends QfxLayer<QfxLayerArgs & { activation?: Activation }>
       .map((layer) => layer.outputType())
       .reduce((a, b) => addType(a, b));
     checkFloat64(2 ** magnitudeBits(sum), this.exact, this.name);
-    const forward = (data: Float32Array[]): { v: Reals; pull: (dv: Float32Array) => Reals[] } => {
+    const forward = (data: Float32Array[]): Forward => {
       const v = Float64Array.from(data[0]);
       for (const other of data.slice(1)) for (let i = 0; i < v.length; i++) v[i] += other[i];
       return { v, pull: (dv) => data.map(() => dv) };
@@ -946,7 +938,7 @@ export class QfxAvgPool2d extends QfxLayer<QfxLayerArgs & PoolArgs & { reciproca
     checkFloat64(largest, this.exact, this.name);
     const batch = x.shape[0];
     const shape = pooledShape(this.args, x.shape, this.name) as number[];
-    const forward = ([xs]: Float32Array[]): { v: Reals; pull: (dv: Float32Array) => Reals[] } => {
+    const forward = ([xs]: Float32Array[]): Forward => {
       const v = new Float64Array(tf.util.sizeFromShape(shape));
       const visit = (
         cell: (from: number, to: number) => void,

@@ -7,6 +7,15 @@ import { checkType, type FixedType, fractionBits, hi, type OverflowMode, type Qu
 /** Real numbers as kernels read and write them. */
 export type Reals = Float32Array | Float64Array;
 
+/** The exact values before a cast, and the way of their gradient back to the inputs. */
+export interface Forward {
+  /** In float64 where float32 is too short. */
+  v: Reals;
+  /** A bias per channel (last axis), added to v in float64. */
+  offset?: Float32Array;
+  pull(dv: Float32Array): Reals[];
+}
+
 /** How the binary point of a tensor starts: see {@link initialPosition}. */
 export type PositionInit = 'max' | 'mse' | number;
 
@@ -132,18 +141,21 @@ export class FixedQuantizer {
   }
 
   /**
-   * The cast at the end of a layer. `forward` computes the exact real values v before the cast (in float64 where float32
-   * is too short) and how a gradient of v reaches the inputs; relu, the cast and theta's gradient are done here.
+   * The cast at the end of a layer. `forward` computes the exact real values before the cast and how their gradient
+   * reaches the inputs; relu, the cast and theta's gradient are done here.
    */
   round(
     inputs: tf.Tensor[],
     shape: readonly number[],
-    forward: (inputs: Float32Array[]) => { v: Reals; pull: (dv: Float32Array) => Reals[] },
+    forward: (inputs: Float32Array[]) => Forward,
     relu = false,
   ): tf.Tensor {
-    const { v, pull } = forward(inputs.map((input) => input.dataSync() as Float32Array));
-    if (!this.ready) this.initFrom(relu ? v.map((value) => Math.max(value, 0)) : v);
-    const grid = this.grid(v.length);
+    const { v, offset, pull } = forward(inputs.map((input) => input.dataSync() as Float32Array));
+    if (!this.ready) {
+      const least = relu ? 0 : -Infinity;
+      this.initFrom(v.map((value, i) => Math.max(value + (offset ? offset[i % offset.length] : 0), least)));
+    }
+    const grid: Grid = { ...this.grid(v.length), offset };
     const y = roundAll(v, relu, grid);
     const learn = this.learn;
     // Nothing is saved on the tape: the closure keeps plain arrays.
@@ -206,33 +218,54 @@ interface Grid {
   /** One, or one per channel (last axis). */
   fractions: number[];
   g: number;
+  /** Added to v per channel (last axis) before the cast: a bias. */
+  offset?: Float32Array;
 }
 
-function roundAll(v: Reals, relu: boolean, { rounding, fractions }: Grid): Float32Array {
+/** Scale, step and offset of every channel; one channel when neither positions nor offsets differ. */
+function perChannel({ fractions, offset }: Grid): { scale: Float64Array; step: Float64Array; shift: Float64Array } {
+  const channels = Math.max(fractions.length, offset?.length ?? 1);
+  const of = (value: (c: number) => number): Float64Array =>
+    Float64Array.from({ length: channels }, (_, c) => value(c));
+  const fraction = (c: number): number => fractions[c % fractions.length];
+  return { scale: of((c) => 2 ** fraction(c)), step: of((c) => 2 ** -fraction(c)), shift: of((c) => offset?.[c] ?? 0) };
+}
+
+function roundAll(v: Reals, relu: boolean, grid: Grid): Float32Array {
+  const { scale, step, shift } = perChannel(grid);
+  const { rounding } = grid;
   const y = new Float32Array(v.length);
-  const channels = fractions.length;
+  const channels = scale.length;
   const floor = relu ? 0 : -Infinity;
   // x * 0 is NaN for NaN and infinity alone, so one sum tells.
   let poison = 0;
-  for (let c = 0; c < channels; c++) {
-    const scale = 2 ** fractions[c];
-    const step = 2 ** -fractions[c];
-    if (rounding.plain) {
-      const { low, high } = rounding.plain;
-      const least = Math.max(low, floor);
-      for (let i = c; i < v.length; i += channels) {
+  if (rounding.plain) {
+    const { low, high } = rounding.plain;
+    const least = Math.max(low, floor);
+    const [a, b] = [scale[0], step[0]];
+    // One channel (most weights) has a loop of its own: half the time.
+    if (channels === 1 && shift[0] === 0) {
+      for (let i = 0; i < v.length; i++) {
         const u = v[i];
         poison += u * 0;
-        // Exact: u * scale has at most 52 significant bits here (see exactness.ts), so adding 1/2 does not round up.
-        const q = Math.floor(u * scale + 0.5);
-        y[i] = Math.min(Math.max(q, least), high) * step;
+        const q = Math.floor(u * a + 0.5);
+        y[i] = Math.min(Math.max(q, least), high) * b;
       }
-    } else {
-      for (let i = c; i < v.length; i += channels) {
-        const u = v[i];
+    } else
+      for (let i = 0, c = 0; i < v.length; i++) {
+        const u = v[i] + shift[c];
         poison += u * 0;
-        y[i] = rounding.raw(Math.max(u, floor) * scale) * step;
+        // Exact, here and above: u * scale has at most 52 significant bits here (see exactness.ts), so adding 1/2 does not round up.
+        const q = Math.floor(u * scale[c] + 0.5);
+        y[i] = Math.min(Math.max(q, least), high) * step[c];
+        if (++c === channels) c = 0;
       }
+  } else {
+    for (let i = 0, c = 0; i < v.length; i++) {
+      const u = v[i] + shift[c];
+      poison += u * 0;
+      y[i] = rounding.raw(Math.max(u, floor) * scale[c]) * step[c];
+      if (++c === channels) c = 0;
     }
   }
   ensure(poison === 0, 'value', () => `cannot represent ${[...v].some(Number.isNaN) ? 'NaN' : 'infinity'}`);
@@ -244,40 +277,44 @@ function pullAll(
   v: Reals,
   y: Float32Array,
   relu: boolean,
-  { rounding, fractions, g }: Grid,
+  grid: Grid,
 ): { dv: Float32Array; dTheta: Float32Array } {
+  const { scale, shift } = perChannel(grid);
+  const { rounding, fractions, g } = grid;
   const dv = new Float32Array(v.length);
-  const channels = fractions.length;
-  const dTheta = new Float32Array(channels);
-  for (let c = 0; c < channels; c++) {
-    const scale = 2 ** fractions[c];
-    let sum = 0;
-    if (rounding.plain) {
-      const { low, high } = rounding.plain;
-      for (let i = c; i < v.length; i += channels) {
-        const u = v[i];
-        // Nothing passes a closed ReLU: its value is 0, exactly on the grid.
-        if (relu && u <= 0) continue;
-        const q = Math.floor(u * scale + 0.5);
+  const channels = scale.length;
+  const sums = new Float64Array(channels);
+  if (rounding.plain) {
+    const { low, high } = rounding.plain;
+    for (let i = 0, c = 0; i < v.length; i++) {
+      const u = v[i] + shift[c];
+      // Nothing passes a closed ReLU: its value is 0, exactly on the grid.
+      if (!relu || u > 0) {
+        const q = Math.floor(u * scale[c] + 0.5);
         const d = dy[i];
         if (q >= low && q <= high) {
           dv[i] = d;
-          sum += d * (y[i] - u);
-        } else sum += d * y[i];
+          sums[c] += d * (y[i] - u);
+        } else sums[c] += d * y[i];
       }
-    } else {
-      for (let i = c; i < v.length; i += channels) {
-        const u = v[i];
-        if (relu && u <= 0) continue;
-        const d = dy[i];
-        if (rounding.inside(u * scale)) {
-          dv[i] = d;
-          sum += d * (y[i] - u);
-        } else sum += d * y[i];
-      }
+      if (++c === channels) c = 0;
     }
-    dTheta[c] = g * Math.LN2 * sum;
+  } else {
+    for (let i = 0, c = 0; i < v.length; i++) {
+      const u = v[i] + shift[c];
+      if (!relu || u > 0) {
+        const d = dy[i];
+        if (rounding.inside(u * scale[c])) {
+          dv[i] = d;
+          sums[c] += d * (y[i] - u);
+        } else sums[c] += d * y[i];
+      }
+      if (++c === channels) c = 0;
+    }
   }
+  const dTheta = new Float32Array(fractions.length);
+  const total = fractions.length === 1 ? [sums.reduce((a, b) => a + b)] : sums;
+  for (let c = 0; c < dTheta.length; c++) dTheta[c] = g * Math.LN2 * total[c];
   return { dv, dTheta };
 }
 

@@ -1,4 +1,4 @@
-import { overflowDouble, quantise } from './cast.ts';
+import { overflower, quantise } from './cast.ts';
 import { digitLevels, type MultiplierFreeConfig } from './digits.ts';
 import { type FixedType, hi, lo } from './types.ts';
 
@@ -20,9 +20,10 @@ export function fixedRounding(format: Format): Rounding {
   const type: FixedType = { ...format, I: 0 };
   const high = hi(type);
   const low = type.O === 'AP_SAT_SYM' && type.signed ? -high : lo(type);
+  const overflow = overflower(type);
   const wraps = type.O === 'AP_WRAP' || type.O === 'AP_WRAP_SM';
   return {
-    raw: (u) => overflowDouble(quantise(u, type.Q), type),
+    raw: (u) => overflow(quantise(u, type.Q)),
     inside: (u) => {
       if (wraps) return true;
       const q = quantise(u, type.Q);

@@ -110,11 +110,13 @@ function isBig(raw: RawData): raw is bigint[] {
 function readInput(data: ArrayLike<number> | ArrayLike<bigint>, type: FixedType, isRaw: boolean): RawData {
   const raw = newRaw(type, data.length);
   if (!isRaw) {
-    const cast = toRaw(Array.from(data as ArrayLike<number>, Number), type);
-    for (let i = 0; i < raw.length; i++) raw[i] = cast[i] as never;
+    const cast = toRaw(data as ArrayLike<number>, type);
+    if (isBig(raw)) return cast;
+    raw.set(cast as Float64Array);
     return raw;
   }
   const [low, high] = [loBig(type), hiBig(type)];
+  const [least, most] = [lo(type), hi(type)];
   for (let i = 0; i < raw.length; i++) {
     const value = data[i];
     if (typeof value === 'number') {
@@ -126,7 +128,7 @@ function readInput(data: ArrayLike<number> | ArrayLike<bigint>, type: FixedType,
       raw[i] = big;
     } else {
       const number = Number(value);
-      if (number < lo(type) || number > hi(type)) refuse('x', `raw input ${value} does not fit ${type.W} bits`);
+      if (number < least || number > most) refuse('x', `raw input ${value} does not fit ${type.W} bits`);
       raw[i] = number;
     }
   }
