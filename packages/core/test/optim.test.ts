@@ -373,6 +373,9 @@ describe('toOptimizer', () => {
       'gradient of shape [3] for a variable of shape [2]',
     );
     expect(() => optimizer.applyGradients({ nowhere: g })).toThrow('nowhere: no variable of this name exists');
+    expect(() => optimizer.getConfig()).toThrow(
+      'includeOptimizer: this optimizer cannot be stored within a model file',
+    );
     expect(() => toOptimizer({} as GradientTransformation)).toThrow('transformation: not a gradient transformation');
     tf.dispose([w, g]);
   });

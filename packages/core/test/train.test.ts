@@ -385,6 +385,10 @@ describe('interruption and resume', () => {
     await expect(
       train(second, data, { ...options, steps: 9, checkpoint: { directory, resume: true } }),
     ).rejects.toThrow();
+    const blocked = join(directory, CHECKPOINT_FILE, 'inside-a-file');
+    await expect(train(second, data, { ...options, steps: 1, checkpoint: { directory: blocked } })).rejects.toThrow(
+      /inside-a-file.*could not be/,
+    );
     rmSync(directory, { recursive: true });
     tf.dispose([data.xs, data.ys]);
     for (const model of [whole, first, second]) model.dispose();

@@ -190,8 +190,17 @@ export class TransformationOptimizer extends tf.Optimizer {
     this.restore({ step: this.iterations, names, state });
   }
 
+  /**
+   * Called by `model.save` with `includeOptimizer`. A transformation holds functions, which no file can: subclasses that
+   * can be rebuilt from options override this.
+   *
+   * @throws MatforgeError always.
+   */
   override getConfig(): tf.serialization.ConfigDict {
-    return { learningRate: this.learningRate };
+    refuse(
+      'includeOptimizer',
+      'this optimizer cannot be stored within a model file; save without includeOptimizer, and its state by a checkpoint of train() or by state()',
+    );
   }
 }
 

@@ -174,8 +174,11 @@ export class DctAdamWOptimizer extends TransformationOptimizer {
   /** @nocollapse */
   static override fromConfig<T extends tf.serialization.Serializable>(
     cls: tf.serialization.SerializableConstructor<T>,
-    config: tf.serialization.ConfigDict,
+    { customObjects: _, ...config }: tf.serialization.ConfigDict,
   ): T {
     return new cls(config);
   }
 }
+
+// What model.save writes with includeOptimizer, tf.loadLayersModel finds by this.
+tf.serialization.registerClass(DctAdamWOptimizer);

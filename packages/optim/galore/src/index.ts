@@ -283,8 +283,12 @@ export class GaLoreAdamOptimizer extends TransformationOptimizer {
   /** @nocollapse */
   static override fromConfig<T extends tf.serialization.Serializable>(
     cls: tf.serialization.SerializableConstructor<T>,
-    config: tf.serialization.ConfigDict,
+    { customObjects: _, ...config }: tf.serialization.ConfigDict,
   ): T {
-    return new cls(config);
+    // On its way through a model file tfjs writes text values in camel case.
+    return new cls(config.projType === 'reverseStd' ? { ...config, projType: 'reverse_std' } : config);
   }
 }
+
+// What model.save writes with includeOptimizer, tf.loadLayersModel finds by this.
+tf.serialization.registerClass(GaLoreAdamOptimizer);

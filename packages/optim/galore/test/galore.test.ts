@@ -1,4 +1,4 @@
-import { disposeTree, random, ready, train } from '@matforge/core';
+import { disposeTree, flattenTree, random, ready, train } from '@matforge/core';
 import { type GoldenInputs, testGolden, testReadme } from '@matforge/testkit';
 import * as tf from '@tensorflow/tfjs';
 import {
@@ -349,6 +349,34 @@ describe('as an optimizer', () => {
     optimizer.dispose();
     tf.dispose([xs, ys]);
     expect(tf.memory().numTensors).toBe(before);
+  });
+
+  test('a model saved with its optimizer loads with it', async () => {
+    const net = model();
+    const samples = data();
+    const optimizer = new GaLoreAdamOptimizer({ rank: 2, projType: 'reverse_std', states: 'int8' });
+    net.compile({ optimizer, loss: 'categoricalCrossentropy' });
+    await net.fit(samples.xs, samples.ys, { epochs: 1, batchSize: 16, verbose: 0 });
+    let artifacts: tf.io.ModelArtifacts = {};
+    const handler = tf.io.withSaveHandler(async (given) => {
+      artifacts = given;
+      return { modelArtifactsInfo: { dateSaved: new Date(), modelTopologyType: 'JSON' } };
+    });
+    await net.save(handler, { includeOptimizer: true });
+    const loaded = await tf.loadLayersModel(tf.io.fromMemory(artifacts));
+    const restored = loaded.optimizer as GaLoreAdamOptimizer;
+    expect(restored.getConfig()).toEqual(optimizer.getConfig());
+    expect(restored.iterations).toBe(3);
+    const [before, after] = [optimizer.state(), restored.state()];
+    expect([...flattenTree(after.state).keys()]).toEqual([...flattenTree(before.state).keys()]);
+    expect(after.names).toEqual(before.names);
+    disposeTree(before);
+    disposeTree(after);
+    net.dispose();
+    loaded.dispose();
+    optimizer.dispose();
+    restored.dispose();
+    tf.dispose([samples.xs, samples.ys]);
   });
 
   test('cpu and wasm agree, and the same seed gives the same result', async () => {
