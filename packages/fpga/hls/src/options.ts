@@ -16,7 +16,7 @@ export interface LayerOptions {
 }
 
 export interface EmitOptions extends LayerOptions {
-  /** Name of the top function and of the files. A C identifier. Default `myproject`. */
+  /** Name of the top function and of the files. A C identifier. Default the graph's name. */
   name?: string;
   /** Default `io_parallel`. */
   ioType?: IoType;
@@ -76,7 +76,7 @@ const RESERVED = new Set(
  */
 export function resolveOptions(graph: QfxGraph, given: EmitOptions & Hls4mlAliases = {}): Settings {
   const options = withoutAliases(given as Record<string, unknown>, KEYS, 'options') as EmitOptions;
-  const name = options.name ?? 'myproject';
+  const name = options.name ?? graph.name;
   ensure(
     /^[A-Za-z][A-Za-z0-9_]*$/.test(name) && !RESERVED.has(name),
     'name',

@@ -69,7 +69,6 @@ function residual(extra: Partial<Record<string, object>> = {}): QfxGraph {
     },
   ];
   return buildGraph({
-    name: 'residual',
     nodes: nodes.map((node) => ({ ...node, ...extra[node.name ?? ''] }) as NodeSpec),
   });
 }
