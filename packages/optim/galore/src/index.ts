@@ -29,6 +29,7 @@ export {
   project,
   type Side,
   type SvdOptions,
+  sideOf,
 } from './projection.ts';
 export { dequantize, type Quantized, quantize } from './quantize.ts';
 

@@ -16,6 +16,7 @@ import {
   project,
   type Quantized,
   quantize,
+  sideOf,
 } from '../src/index.ts';
 
 beforeAll(async () => {
@@ -28,15 +29,16 @@ const values = (tensor: tf.Tensor): number[] => Array.from(tensor.dataSync());
 
 /** Trajectory of one matrix under given gradients; the bases of refreshes may be given. */
 function steps(inputs: GoldenInputs, options: GaLoreOptions, bases?: tf.Tensor3D) {
-  const { config } = galore(options);
+  const method = galore({ ...options, include: () => true });
+  const { config } = method;
   const gradients = inputs.tensor('gradients') as tf.Tensor3D;
   const weights: tf.Tensor[] = [];
   let W: tf.Tensor = inputs.matrix('W');
-  const wide = W.shape[0] <= (W.shape[1] as number);
-  let state = galore(options).init({ W }).W;
+  const side = sideOf(W.shape, config.projType);
+  let state = method.init({ W }).W;
   tf.unstack(gradients).forEach((G, t) => {
     const vectors = bases && (tf.unstack(bases)[Math.floor(t / config.updateProjGap)] as tf.Tensor2D);
-    const basis: Basis | undefined = vectors && (wide ? { side: 'left', P: vectors } : { side: 'right', Q: vectors });
+    const basis: Basis | undefined = vectors && (side === 'right' ? { side, Q: vectors } : { side, P: vectors });
     const result = galoreUpdate(G, state, W, config, { basis });
     W = tf.add(W, result.update);
     state = result.state;
