@@ -6,7 +6,7 @@ import {
   lion,
   option,
   refuse,
-  type Schedule,
+  type ScalarSchedule,
   schedules,
   sgd,
 } from '@matforge/core';
@@ -76,12 +76,12 @@ export async function makeOptimizer(
 export function makeSchedule(
   { optimizer, warmup, schedule }: TrainingStageOptions,
   steps: number,
-): Schedule | undefined {
+): ScalarSchedule | undefined {
   const peak = optimizer.learningRate;
   const rising = Math.round(warmup * steps);
   if (rising === 0 && schedule === 'constant') return undefined;
   const falling = Math.max(1, steps - rising);
-  const after: Schedule =
+  const after: ScalarSchedule =
     schedule === 'cosine'
       ? schedules.cosine({ peak, steps: falling })
       : schedule === 'linear'

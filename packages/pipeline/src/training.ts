@@ -1,6 +1,6 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type GradientTransformation, train } from '@matforge/core';
+import { train } from '@matforge/core';
 import { classificationLoss, languageModelLoss, perplexity } from '@matforge/models';
 import * as tf from '@tensorflow/tfjs';
 import type { RunContext } from './context.ts';
@@ -32,6 +32,7 @@ export interface TrainingLabel {
 /**
  * Trains a model on named data: the shared part of every stage that trains. Resumes from the stage's checkpoint.
  *
+ * @param compiled null to train with the optimizer and the loss that the model is compiled with.
  * @throws Interrupted when the run's signal stops it; MatforgeError when the loss is not finite.
  */
 export async function trainOn(
@@ -40,12 +41,12 @@ export async function trainOn(
   options: TrainingStageOptions,
   context: RunContext,
   { label, key }: TrainingLabel,
-  compiled?: GradientTransformation | null,
+  compiled?: null,
 ): Promise<TrainingOutcome> {
   const batches = Math.ceil(data.train.size / options.batchSize);
   const steps = options.steps ?? options.epochs * batches;
   const optimizer =
-    compiled === null ? undefined : (compiled ?? (await makeOptimizer(options.optimizer, context.from)));
+    compiled === null ? undefined : await makeOptimizer(options.optimizer, context.from);
   const losses: number[] = [];
   const directory = join(context.checkpoint, key);
   const started = performance.now();
@@ -59,7 +60,7 @@ export async function trainOn(
       }>,
     {
       ...(optimizer && { optimizer }),
-      loss: lossOf(data),
+      ...(compiled !== null && { loss: lossOf(data) }),
       steps,
       seed: context.seed,
       schedule: optimizer ? makeSchedule(options, steps) : undefined,

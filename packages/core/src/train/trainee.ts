@@ -105,7 +105,8 @@ function layersTrainee(model: tf.LayersModel): Trainee<TrainingBatch> {
         checkShape(x, model.inputs[i].shape, `data.xs (input "${model.inputNames[i]}")`);
       });
       ys.forEach((y, i) => {
-        checkShape(y, compiled.feedOutputShapes?.[i], `data.ys (output "${model.outputNames[i]}")`);
+        // tfjs's own losses take targets of the output's shape; what a function takes is its own affair.
+        if (hasNamedLoss(model, i)) checkShape(y, compiled.feedOutputShapes?.[i], `data.ys (output "${model.outputNames[i]}")`);
       });
       const applied = model.apply(xs.length === 1 ? xs[0] : xs, { training }) as tf.Tensor | tf.Tensor[];
       const outputs = Array.isArray(applied) ? applied : [applied];
@@ -122,6 +123,11 @@ function layersTrainee(model: tf.LayersModel): Trainee<TrainingBatch> {
       return { loss: tf.addN([...losses, ...penalties]) as tf.Scalar, metrics };
     },
   };
+}
+
+function hasNamedLoss({ loss, outputNames }: tf.LayersModel, output: number): boolean {
+  const own = Array.isArray(loss) ? loss[output] : typeof loss === 'object' ? loss[outputNames[output]] : loss;
+  return typeof own === 'string';
 }
 
 /** Compiles a layers model when a loss is given, and makes sure that it has one. */

@@ -4,14 +4,14 @@ import type * as Hls from '@matforge/hls';
 import type * as Qfx from '@matforge/qfx';
 import * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
-import { type RunContext, readJson } from '../context.ts';
-import { cloneModel, restoreWeights, saveModel, storeWeights } from '../model-files.ts';
+import { readJson } from '../context.ts';
+import { cloneModel, saveModel } from '../model-files.ts';
 import { trainingOptions } from '../optimizers.ts';
 import { importPackage } from '../packages.ts';
 import { lineChart } from '../plot.ts';
 import { defineStage } from '../stage.ts';
-import type { NamedData, State } from '../state.ts';
-import { score, trainOn } from '../training.ts';
+import type { NamedData } from '../state.ts';
+import { lossOf, score, trainOn } from '../training.ts';
 import { dataOf, modelOf, round } from './train.ts';
 
 /** Singular values of every kernel, by layer. */
@@ -127,7 +127,7 @@ export const quantize = defineStage({
     const { learningRate, name } = options.optimizer;
     if (name !== 'adam')
       refuse('quantize.optimizer', `"${name}" is not available here; binary points train beside Adam`);
-    quantized.compile({ optimizer: tf.train.adam(learningRate), loss: 'meanSquaredError' });
+    quantized.compile({ optimizer: tf.train.adam(learningRate), loss: lossOf(data) });
     const outcome = await trainOn(
       quantized,
       data,

@@ -1,0 +1,66 @@
+import { didYouMean, refuse } from '@matforge/core';
+import { type InstalledMethod, importPackage, installedPackages, methodsOf } from '@matforge/pipeline';
+import { z } from 'zod';
+import { EXIT, type Session } from '../program.ts';
+
+interface Listed {
+  readonly package: string;
+  readonly version: string;
+  readonly method: InstalledMethod;
+}
+
+/** `matforge methods [method]` */
+export async function listMethods({ output, from }: Session, wanted: string | undefined): Promise<number> {
+  const listed: Listed[] = [];
+  for (const { name, version } of installedPackages(from)) {
+    const short = name.slice('@matforge/'.length);
+    if (['core', 'engine', 'engine-native', 'models', 'datasets', 'pipeline', 'testkit'].includes(short)) continue;
+    for (const method of methodsOf(await importPackage<Record<string, unknown>>(short, from))) {
+      listed.push({ package: name, version, method });
+    }
+  }
+  if (wanted === undefined) {
+    const rows = listed.map(({ package: name, version, method: { info } }) => ({
+      method: info.id,
+      kind: info.kind,
+      family: info.family,
+      package: `${name}@${version}`,
+      paper: `${info.paper.title} (${info.paper.arxiv ? `arXiv ${info.paper.arxiv}, ` : ''}${info.paper.year})`,
+    }));
+    output.result(rows, () => {
+      if (rows.length === 0) output.line('no methods are installed here; try: npm i @matforge/core @matforge/lora');
+      else output.table(rows);
+    });
+    return EXIT.done;
+  }
+  const found = listed.find(({ method }) => method.info.id === wanted);
+  if (!found) {
+    const near = didYouMean(
+      wanted,
+      listed.map(({ method }) => method.info.id),
+    );
+    return refuse(
+      'method',
+      `"${wanted}" is not installed${near ? `; did you mean "${near}"?` : `. Install it: npm i @matforge/${wanted}`}`,
+    );
+  }
+  const schema = z.toJSONSchema(found.method.config as unknown as z.ZodType, { unrepresentable: 'any', io: 'input' });
+  output.result({ ...found.method.info, package: found.package, options: schema }, () => {
+    const { info } = found.method;
+    output.heading(`${info.title} (${found.package})`);
+    output.line(`${info.paper.title}${info.paper.arxiv ? `, arXiv ${info.paper.arxiv}` : ''}, ${info.paper.year}`);
+    output.line();
+    const properties = (schema.properties ?? {}) as Record<
+      string,
+      { type?: string; enum?: unknown[]; default?: unknown }
+    >;
+    output.table(
+      Object.entries(properties).map(([option, { type, enum: values, default: standard }]) => ({
+        option,
+        accepts: values ? values.map((value) => JSON.stringify(value)).join(' | ') : (type ?? ''),
+        default: standard === undefined ? '' : JSON.stringify(standard),
+      })),
+    );
+  });
+  return EXIT.done;
+}
