@@ -51,7 +51,10 @@ export function checkBackend(field: string): void {
 /** Largest sum over channels (index modulo `channels`) of |raw| of the weights. */
 export function largestColumn(weights: ArrayLike<number>, fractions: readonly number[], channels: number): number {
   const sums = new Float64Array(channels);
-  for (let i = 0; i < weights.length; i++) sums[i % channels] += Math.abs(weights[i]);
+  for (let i = 0, c = 0; i < weights.length; i++) {
+    sums[c] += Math.abs(weights[i]);
+    if (++c === channels) c = 0;
+  }
   let largest = 0;
   for (let c = 0; c < channels; c++) largest = Math.max(largest, sums[c] * 2 ** fractions[c % fractions.length]);
   return largest;

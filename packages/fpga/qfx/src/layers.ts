@@ -14,7 +14,14 @@ import {
   splitProduct,
 } from './exactness.ts';
 import type { Activation, Directives, Window2d } from './graph.ts';
-import { FixedQuantizer, type Forward, MultiplierFreeQuantizer, type PositionInit, type Reals } from './quantizer.ts';
+import {
+  FixedQuantizer,
+  type Forward,
+  MultiplierFreeQuantizer,
+  type PositionInit,
+  type Reals,
+  valuesOf,
+} from './quantizer.ts';
 import { levelsOf } from './rounding.ts';
 import { addType, type FixedType, fixedType, fractionBits, type OverflowMode, type QuantizationMode } from './types.ts';
 
@@ -349,7 +356,7 @@ export abstract class QfxMac<A extends QfxMacArgs = QfxMacArgs> extends QfxLayer
     const fractions = this.weightQuantizer.positions().map((I) => wFormat.W - I);
     const terms = this.terms();
     const channels = this.channels();
-    const bound = productBound(xType, wFormat, terms, () => w.dataSync(), fractions, channels);
+    const bound = productBound(xType, wFormat, terms, () => valuesOf(w), fractions, channels);
     const acc = this.product(x, w);
     let exact: Float64Array | undefined;
     if (!bound.exact) {

@@ -16,6 +16,14 @@ export interface Forward {
   pull(dv: Float32Array): Reals[];
 }
 
+/** The values of tensors that were computed here, so that nobody has to read them back from a backend. */
+const fresh = new WeakMap<tf.Tensor, Float32Array>();
+
+/** The values of a tensor. */
+export function valuesOf(tensor: tf.Tensor): Float32Array {
+  return fresh.get(tensor) ?? (tensor.dataSync() as Float32Array);
+}
+
 /** How the binary point of a tensor starts: see {@link initialPosition}. */
 export type PositionInit = 'max' | 'mse' | number;
 
@@ -168,7 +176,9 @@ export class FixedQuantizer {
         return gradients;
       },
     }));
-    return learn ? operation(...inputs, this.theta) : operation(...inputs);
+    const result = learn ? operation(...inputs, this.theta) : operation(...inputs);
+    fresh.set(result, y);
+    return result;
   }
 
   private grid(n: number): Grid {
@@ -237,38 +247,37 @@ function roundAll(v: Reals, relu: boolean, grid: Grid): Float32Array {
   const y = new Float32Array(v.length);
   const channels = scale.length;
   const floor = relu ? 0 : -Infinity;
-  // x * 0 is NaN for NaN and infinity alone, so one sum tells.
-  let poison = 0;
+  let broken = false;
   if (rounding.plain) {
     const { low, high } = rounding.plain;
     const least = Math.max(low, floor);
     const [a, b] = [scale[0], step[0]];
-    // One channel (most weights) has a loop of its own: half the time.
     if (channels === 1 && shift[0] === 0) {
+      // Most weights: a loop of their own takes half the time.
       for (let i = 0; i < v.length; i++) {
         const u = v[i];
-        poison += u * 0;
-        const q = Math.floor(u * a + 0.5);
-        y[i] = Math.min(Math.max(q, least), high) * b;
+        if (u - u !== 0) broken = true;
+        y[i] = Math.min(Math.max(Math.floor(u * a + 0.5), least), high) * b;
       }
-    } else
+    } else {
       for (let i = 0, c = 0; i < v.length; i++) {
         const u = v[i] + shift[c];
-        poison += u * 0;
-        // Exact, here and above: u * scale has at most 52 significant bits here (see exactness.ts), so adding 1/2 does not round up.
-        const q = Math.floor(u * scale[c] + 0.5);
-        y[i] = Math.min(Math.max(q, least), high) * step[c];
+        if (u - u !== 0) broken = true;
+        // Exact, here and above: u * scale has at most 52 significant bits (see exactness.ts), so 1/2 does not round up.
+        y[i] = Math.min(Math.max(Math.floor(u * scale[c] + 0.5), least), high) * step[c];
         if (++c === channels) c = 0;
       }
+    }
   } else {
     for (let i = 0, c = 0; i < v.length; i++) {
       const u = v[i] + shift[c];
-      poison += u * 0;
+      if (u - u !== 0) broken = true;
       y[i] = rounding.raw(Math.max(u, floor) * scale[c]) * step[c];
       if (++c === channels) c = 0;
     }
   }
-  ensure(poison === 0, 'value', () => `cannot represent ${[...v].some(Number.isNaN) ? 'NaN' : 'infinity'}`);
+  // u - u is NaN for NaN and infinity alone.
+  ensure(!broken, 'value', () => `cannot represent ${v.some(Number.isNaN) ? 'NaN' : 'infinity'}`);
   return y;
 }
 
@@ -279,25 +288,41 @@ function pullAll(
   relu: boolean,
   grid: Grid,
 ): { dv: Float32Array; dTheta: Float32Array } {
-  const { scale, shift } = perChannel(grid);
+  const { scale, step, shift } = perChannel(grid);
   const { rounding, fractions, g } = grid;
   const dv = new Float32Array(v.length);
   const channels = scale.length;
   const sums = new Float64Array(channels);
   if (rounding.plain) {
     const { low, high } = rounding.plain;
-    for (let i = 0, c = 0; i < v.length; i++) {
-      const u = v[i] + shift[c];
-      // Nothing passes a closed ReLU: its value is 0, exactly on the grid.
-      if (!relu || u > 0) {
-        const q = Math.floor(u * scale[c] + 0.5);
+    // floor(u*scale + 1/2) is in [low, high] exactly when u is in [from, to).
+    const from = step.map((s) => (low - 0.5) * s);
+    const to = step.map((s) => (high + 0.5) * s);
+    const [a, b] = [from[0], to[0]];
+    if (channels === 1 && shift[0] === 0 && !relu) {
+      let sum = 0;
+      for (let i = 0; i < v.length; i++) {
+        const u = v[i];
         const d = dy[i];
-        if (q >= low && q <= high) {
+        if (u >= a && u < b) {
           dv[i] = d;
-          sums[c] += d * (y[i] - u);
-        } else sums[c] += d * y[i];
+          sum += d * (y[i] - u);
+        } else sum += d * y[i];
       }
-      if (++c === channels) c = 0;
+      sums[0] = sum;
+    } else {
+      for (let i = 0, c = 0; i < v.length; i++) {
+        const u = v[i] + shift[c];
+        // Nothing passes a closed ReLU: its value is 0, exactly on the grid.
+        if (!relu || u > 0) {
+          const d = dy[i];
+          if (u >= from[c] && u < to[c]) {
+            dv[i] = d;
+            sums[c] += d * (y[i] - u);
+          } else sums[c] += d * y[i];
+        }
+        if (++c === channels) c = 0;
+      }
     }
   } else {
     for (let i = 0, c = 0; i < v.length; i++) {
