@@ -106,7 +106,8 @@ function layersTrainee(model: tf.LayersModel): Trainee<TrainingBatch> {
       });
       ys.forEach((y, i) => {
         // tfjs's own losses take targets of the output's shape; what a function takes is its own affair.
-        if (hasNamedLoss(model, i)) checkShape(y, compiled.feedOutputShapes?.[i], `data.ys (output "${model.outputNames[i]}")`);
+        if (hasNamedLoss(model, i))
+          checkShape(y, compiled.feedOutputShapes?.[i], `data.ys (output "${model.outputNames[i]}")`);
       });
       const applied = model.apply(xs.length === 1 ? xs[0] : xs, { training }) as tf.Tensor | tf.Tensor[];
       const outputs = Array.isArray(applied) ? applied : [applied];
