@@ -13,8 +13,24 @@ typedef struct {
   const char *name;
   int arguments;
   double (*call)(const double *, char *);
+  const char *split;  // a letter for each argument (see sources.mjs), null for what one thread does
 } Entry;
-#define AT(i) (v[i] == 0 ? 0 : (void *)(heap + (uint32_t)(int64_t)v[i]))
+
+// Stand in for addresses that are not on the heap but the thread's own.
+#define OWN_WORK (-0.5)
+#define OWN_GEOMETRY (-0.25)
+enum { GEOMETRY_INTS = 32 };
+static _Thread_local float *own_work;
+static _Thread_local size_t own_work_bytes;
+static _Thread_local int own_geometry[GEOMETRY_INTS];
+
+static inline void *at(double address, char *heap) {
+  if (address == 0) return 0;
+  if (address == OWN_WORK) return own_work;
+  if (address == OWN_GEOMETRY) return own_geometry;
+  return heap + (uint32_t)(int64_t)address;
+}
+#define AT(i) at(v[i], heap)
 #include "engine/table.h"
 
 enum { FUNCTIONS = sizeof(table) / sizeof(*table), MOST_ARGUMENTS = 24 };
@@ -26,6 +42,94 @@ typedef struct {
   Heap *heap;
   const Entry *entry;
 } Bound;
+
+// ------------------------------------------------------------------------------------------------- sharing the work
+typedef struct {
+  const Entry *entry;
+  const double *values;
+  char *heap;
+  int64_t total, step;  // rows or images, and how many of them make a piece
+  double unit, inner;   // factors of a row's length
+} Share;
+static _Atomic int failed;
+
+static void run_piece(void *data, int index, int worker) {
+  const Share *share = data;
+  const char *split = share->entry->split;
+  double values[MOST_ARGUMENTS];
+  int64_t from = index * share->step, rows = share->total - from < share->step ? share->total - from : share->step;
+  const int *geometry = 0;
+  (void)worker;
+  for (int i = 0; split[i]; i++) {
+    double value = share->values[i], bytes = 0;
+    switch (split[i]) {
+      case 'N': values[i] = (double)rows; continue;
+      case 'G':
+        geometry = at(value, share->heap);
+        memcpy(own_geometry, geometry, 15 * sizeof(int));
+        own_geometry[0] = (int)rows;
+        values[i] = OWN_GEOMETRY;
+        continue;
+      case 'W': {
+        size_t needed = (size_t)mf_conv_work(own_geometry);
+        if (needed > own_work_bytes) {
+          free(own_work);
+          own_work = malloc(needed);
+          own_work_bytes = own_work ? needed : 0;
+        }
+        if (!own_work) {
+          failed = 1;
+          return;
+        }
+        values[i] = OWN_WORK;
+        continue;
+      }
+      case 'R': bytes = 4 * share->unit * share->inner; break;
+      case 'S': bytes = 4 * share->inner; break;
+      case 'T': bytes = share->values[i + 1]; break;
+      case 'I': bytes = 4.0 * geometry[1] * geometry[2] * geometry[3]; break;
+      case 'O': bytes = 4.0 * geometry[4] * geometry[5] * geometry[6]; break;
+      case 'P': bytes = 4.0 * geometry[4] * geometry[5] * geometry[3]; break;
+    }
+    values[i] = value == 0 ? 0 : value + bytes * from;
+  }
+  share->entry->call(values, share->heap);
+}
+
+static double run(const Entry *entry, const double *values, char *heap) {
+  const int threads = pool_size();
+  if (!entry->split || threads == 1) return entry->call(values, heap);
+  Share share = {entry, values, heap, 0, 0, 1, 1};
+  int64_t together = 1;
+  double row = 1;
+  for (int i = 0; entry->split[i]; i++) {
+    double value = values[i];
+    const int *geometry;
+    switch (entry->split[i]) {
+      case 'N': share.total = (int64_t)value; break;
+      case 'u': share.unit = value; break;
+      case 'i': share.inner = value; break;
+      case 'q': together = (int64_t)value; break;
+      case 'T': row = values[1] / 4; break;
+      case 'G':
+        geometry = at(value, heap);
+        share.total = geometry[0];
+        row = (double)geometry[4] * geometry[5] * geometry[3];
+        break;
+    }
+  }
+  row *= share.unit * share.inner;
+  // Waking a thread costs about as much as going through this many numbers.
+  if (row * share.total < 1 << 15 || together < 1) return entry->call(values, heap);
+  int64_t pieces = 2 * threads, most = (int64_t)(row * share.total / 8192);
+  if (pieces > most) pieces = most;
+  share.step = (share.total + pieces - 1) / pieces;
+  // Vectors and cache lines stay whole.
+  if (row == 1) together = 64;
+  share.step = (share.step + together - 1) / together * together;
+  pool_run(run_piece, &share, (int)((share.total + share.step - 1) / share.step));
+  return 0;
+}
 
 static napi_value call(napi_env env, napi_callback_info info) {
   napi_value arguments[MOST_ARGUMENTS], result = 0;
@@ -43,9 +147,9 @@ static napi_value call(napi_env env, napi_callback_info info) {
       napi_throw_type_error(env, 0, "engine-native: kernels take numbers only");
       return 0;
     }
-  double value = bound->entry->call(values, bound->heap->start);
-  if (gemm_failed()) {
-    napi_throw_error(env, 0, "engine-native: out of memory: no work area for a matrix product");
+  double value = run(bound->entry, values, bound->heap->start);
+  if (failed || gemm_failed()) {
+    napi_throw_error(env, 0, "engine-native: out of memory: no work area for a kernel");
     return 0;
   }
   napi_create_double(env, value, &result);

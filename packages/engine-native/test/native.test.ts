@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { engineInfo, ready } from '@matforge/engine';
+import { causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '@matforge/engine';
 import { transformSync } from '@swc/core';
 import * as tf from '@tensorflow/tfjs';
 import fc from 'fast-check';
@@ -232,6 +232,59 @@ describe('the engine with the addon', () => {
     }
     for (const name of ['mf_sgemm', 'mf_conv', 'mf_conv_back_filter', 'mf_max_pool_back', 'mf_unary']) {
       expect(called).toContain(name);
+    }
+  });
+});
+
+describe('threads', () => {
+  withAddon(`share every kernel's work without changing a bit${why}`, async () => {
+    await ready();
+    const backend = tf.backend() as unknown as { wasm: { HEAPU8: Uint8Array } } & Record<
+      symbol,
+      { kernels: Record<string, unknown>; wasm: Record<string, unknown> }
+    >;
+    const host = backend[Symbol.for('matforge.engine.native')];
+    const before = host.kernels;
+    const threads = nativeThreads();
+    host.kernels = { ...host.wasm, ...openNative(() => backend.wasm.HEAPU8)!.kernels };
+    const normal = (shape: number[], seed: number) => tf.randomNormal(shape, 0, 1, 'float32', seed);
+    const compute = () =>
+      tf.tidy(() => {
+        const x = normal([257, 301], 1);
+        const [gamma, beta] = [normal([301], 2), normal([301], 3)];
+        const image = normal([7, 24, 24, 9], 4) as tf.Tensor4D;
+        const labels = tf.range(0, 257, 1, 'int32') as tf.Tensor1D;
+        const weigh = (y: tf.Tensor): tf.Scalar => tf.sum(tf.mul(y, tf.cos(tf.range(0, y.size)).reshape(y.shape)));
+        const rows = (a: tf.Tensor): tf.Scalar =>
+          tf.addN([
+            weigh(layerNorm(a, gamma as tf.Tensor1D, beta as tf.Tensor1D)),
+            weigh(gelu(a)),
+            weigh(causalSoftmax(a.slice([0, 0], [256, 301]).reshape([2, 128, 301]), 0.5)),
+            weigh(tf.softmax(a)),
+            weigh(tf.logSoftmax(a)),
+            weigh(softmaxCrossEntropy(a as tf.Tensor2D, labels)),
+          ]) as tf.Scalar;
+        const images = (a: tf.Tensor): tf.Scalar => {
+          const y = tf.conv2d(a as tf.Tensor4D, normal([3, 3, 9, 8], 5) as tf.Tensor4D, 1, 'same');
+          const z = tf.depthwiseConv2d(y as tf.Tensor4D, normal([3, 3, 8, 2], 6) as tf.Tensor4D, 2, 'valid');
+          return tf.add(
+            weigh(tf.maxPool(z as tf.Tensor4D, 2, 2, 'same')),
+            weigh(tf.avgPool(z as tf.Tensor4D, 3, 2, 'same')),
+          );
+        };
+        const values = [tf.grad(rows)(x), tf.grad(images)(image), tf.concat([x, x], 1), tf.sum(x, 1), tf.exp(x)];
+        return values.map((value) => Buffer.from(value.dataSync().slice().buffer).toString('base64'));
+      });
+    try {
+      nativeThreads(1);
+      const alone = compute();
+      for (const count of [2, 3, 5]) {
+        nativeThreads(count);
+        expect(compute().map((bits, i) => bits === alone[i])).toEqual(alone.map(() => true));
+      }
+    } finally {
+      host.kernels = before;
+      nativeThreads(threads);
     }
   });
 });
