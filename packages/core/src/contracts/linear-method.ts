@@ -181,8 +181,11 @@ export interface LinearMethodDefinition<S extends ConfigSchema, K extends string
   readonly config: S;
   /** Statistics that `init` or `plan` need; `attach` then asks for calibration data. */
   readonly needs?: readonly ('activations' | 'gradients')[];
-  /** One calibration batch of a site's inputs `[rows, inDim]` → `[inDim, inDim]`; averaged over batches. Default XᵀX. */
-  readonly statistic?: (x: tf.Tensor2D, config: z.output<S>) => tf.Tensor2D;
+  /**
+   * One calibration batch of a site's inputs `[rows, inDim]` (for a convolution, the patches) → `[inDim, inDim]`; averaged
+   * over batches. Default XᵀX.
+   */
+  readonly statistic?: (x: tf.Tensor2D, config: z.output<S>, site: Site) => tf.Tensor2D;
   /** `model`: the rest of the model trains as well (structured layers). Default `adapter`: only the method's tensors. */
   readonly trains?: 'adapter' | 'model';
   /** Refuses a site that the configuration does not fit, before anything is made. */

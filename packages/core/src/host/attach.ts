@@ -5,6 +5,7 @@ import type {
   Group,
   InitContext,
   PlannedSite,
+  Site,
   SitePlan,
   TensorSpec,
 } from '../contracts/linear-method.ts';
@@ -23,6 +24,7 @@ import {
   type Host,
   hostLayer,
   hostOf,
+  isMergeable,
   markTrainable,
   openHost,
   stack,
@@ -109,8 +111,8 @@ export async function attachWith<M extends tf.LayersModel>(
   for (const site of sites) {
     if (site.kind === 'embedding' && !method.lookup)
       refuse(site.name, `${method.info.id} cannot be applied to an embedding; exclude it`);
-    if (site.kind === 'conv2d' && !method.kernel)
-      refuse(site.name, `${method.info.id} cannot be applied to a convolution; exclude it`);
+    if (site.kind === 'conv2d' && !isMergeable(method, config))
+      refuse(site.name, `${method.info.id} cannot be applied to a convolution in this configuration; exclude it`);
     ensure(
       finite(site.weight.read()),
       site.name,
@@ -148,7 +150,8 @@ export async function attachWith<M extends tf.LayersModel>(
       const data =
         calibration ??
         refuse('calibration', `is missing: ${method.info.id} needs ${method.needs.join(' and ')} of every layer`);
-      const statistic = (x: tf.Tensor2D) => method.statistic?.(x, config) ?? (tf.matMul(x, x, true) as tf.Tensor2D);
+      const statistic = (x: tf.Tensor2D, site: Site) =>
+        method.statistic?.(x, config, site) ?? (tf.matMul(x, x, true) as tf.Tensor2D);
       statistics = await calibrate(host, sites, method.needs, data, statistic);
     }
     makeTensors(host, adapter, sites, group, statistics, provide);
@@ -378,7 +381,10 @@ export function setTensor(adapter: Adapter, site: string, tensor: string, value:
     where,
     () => `has shape [${present.shape}], got a value of shape [${value.shape}]`,
   );
-  const weight = attached?.weights[tensor];
+  // A shared tensor is a weight of the first layer that holds it.
+  const weight = [...adapter.sites.values()]
+    .flatMap(({ weights }) => Object.values(weights))
+    .find((candidate) => candidate.read() === present);
   if (weight) {
     assign(weight, value);
   } else {

@@ -30,7 +30,8 @@ export interface SiteStatistics {
 /**
  * Collects statistics of the given sites in one pass over the data, holding one batch at a time.
  *
- * @param statistic one batch of a site's inputs `[rows, inDim]` → `[inDim, inDim]`.
+ * @param statistic one batch of a site's inputs `[rows, inDim]` → `[inDim, inDim]`. The rows of a convolution are the
+ *   patches that its kernel sees.
  * @throws MatforgeError when the data is empty, a loss is missing, or values are not finite (names the layer).
  */
 export async function calibrate(
@@ -38,67 +39,72 @@ export async function calibrate(
   sites: readonly LayerSite[],
   needs: readonly ('activations' | 'gradients')[],
   { data, loss, maxBatches = Number.POSITIVE_INFINITY }: Calibration,
-  statistic: (x: tf.Tensor2D) => tf.Tensor2D,
+  statistic: (x: tf.Tensor2D, site: LayerSite) => tf.Tensor2D,
 ): Promise<Map<string, SiteStatistics>> {
-  const byName = new Map<string, SiteStatistics>(sites.map(({ name }) => [name, {}]));
-  const wanted = new Set(byName.keys());
+  const bySite = new Map<string, SiteStatistics>(sites.map(({ name }) => [name, {}]));
   const gradientsWanted = needs.includes('gradients');
   if (gradientsWanted)
     ensure(loss, 'calibration.loss', () => 'is missing: this method needs gradients; pass (yTrue, yPred) => loss');
+  const observe = (site: LayerSite, x: tf.Tensor) => {
+    const statistics = bySite.get(site.name);
+    if (statistics) accumulate(statistics, 'activations', () => statistic(inputRows(site, x), site));
+  };
   let batches = 0;
   try {
     for await (const { xs, ys } of data) {
-      if (batches >= maxBatches) break;
-      const update = tf.tidy(() => {
-        const sums: Record<string, tf.Tensor> = {};
-        const seen: Record<string, tf.Tensor> = {};
-        if (needs.includes('activations')) {
-          host.observe = (site, x) => {
-            if (!wanted.has(site.name)) return;
-            const value = statistic(tf.reshape(x, [-1, site.inDim]) as tf.Tensor2D);
-            seen[site.name] = tf.keep(seen[site.name] ? tf.add(seen[site.name], value) : value);
-          };
-        }
-        if (gradientsWanted) {
-          if (!ys) refuse('calibration.data', 'has batches without ys: gradients need targets');
-          Object.assign(sums, kernelGradients(host.model, sites, xs, ys, loss as NonNullable<typeof loss>));
-        } else {
+      if (needs.includes('activations')) host.observe = observe;
+      tf.tidy(() => {
+        if (!gradientsWanted) {
           host.model.apply(xs);
+          return;
         }
-        host.observe = undefined;
-        return { seen, sums };
+        if (!ys) refuse('calibration.data', 'has batches without ys: gradients need targets');
+        const gradients = kernelGradients(host.model, sites, xs, ys, loss as NonNullable<typeof loss>);
+        for (const [name, gradient] of Object.entries(gradients))
+          accumulate(bySite.get(name) as SiteStatistics, 'gradients', () => gradient);
       });
-      for (const [name, value] of Object.entries(update.seen))
-        add(byName.get(name) as SiteStatistics, 'activations', value);
-      for (const [name, value] of Object.entries(update.sums))
-        add(byName.get(name) as SiteStatistics, 'gradients', value);
-      batches++;
+      host.observe = undefined;
+      if (++batches >= maxBatches) break;
     }
+    ensure(batches > 0, 'calibration.data', () => 'has no batches; the statistic of every layer is empty');
+    for (const [name, statistics] of bySite) {
+      if (needs.includes('activations')) {
+        const sum = statistics.activations ?? refuse(name, 'saw no input during calibration');
+        statistics.activations = tf.tidy(() => tf.div(sum, batches)) as tf.Tensor2D;
+        sum.dispose();
+      }
+      for (const [what, value] of Object.entries(statistics)) {
+        if (!tf.tidy(() => tf.all(tf.isFinite(value)).dataSync()[0]))
+          refuse(name, `the ${what} of the calibration data are not finite; look for NaN or infinity in the data`);
+      }
+    }
+  } catch (error) {
+    tf.dispose([...bySite.values()].flatMap((statistics) => Object.values(statistics)));
+    throw error;
   } finally {
     host.observe = undefined;
   }
-  ensure(batches > 0, 'calibration.data', () => 'has no batches; the statistic of every layer is empty');
-  for (const [name, statistics] of byName) {
-    if (needs.includes('activations')) {
-      const sum = statistics.activations ?? refuse(name, 'saw no input during calibration');
-      statistics.activations = tf.tidy(() => tf.div(sum, batches)) as tf.Tensor2D;
-      sum.dispose();
-    }
-    for (const value of [statistics.activations, statistics.gradients]) {
-      if (value && !tf.tidy(() => tf.all(tf.isFinite(value)).dataSync()[0]))
-        refuse(name, 'calibration statistics are not finite');
-    }
-  }
-  return byName;
+  return bySite;
 }
 
-function add(statistics: SiteStatistics, key: keyof SiteStatistics, value: tf.Tensor): void {
+function accumulate(statistics: SiteStatistics, key: keyof SiteStatistics, term: () => tf.Tensor): void {
   const sum = statistics[key];
-  statistics[key] = (sum ? tf.add(sum, value) : value) as tf.Tensor2D;
-  if (sum) {
-    sum.dispose();
-    value.dispose();
-  }
+  // Kept, because layers run inside the model's own tidy.
+  statistics[key] = tf.keep(tf.tidy(() => (sum ? tf.add(sum, term()) : tf.clone(term())))) as tf.Tensor2D;
+  sum?.dispose();
+}
+
+/** What the kernel `[inDim, outDim]` of a site is multiplied with: its inputs, or the patches of a convolution. */
+function inputRows(site: LayerSite, x: tf.Tensor): tf.Tensor2D {
+  if (site.kind !== 'conv2d') return tf.reshape(x, [-1, site.inDim]) as tf.Tensor2D;
+  const { layer, weight, inDim } = site;
+  const [height, width, channels] = weight.read().shape;
+  // Convolving with the identity lays every patch out as a row.
+  const identity = tf.reshape(tf.eye(inDim), [height, width, channels as number, inDim]) as tf.Tensor4D;
+  const first = layer.dataFormat === 'channelsFirst';
+  const image = (first ? tf.transpose(x, [0, 2, 3, 1]) : x) as tf.Tensor4D;
+  const { strides = [1, 1], padding = 'valid', dilationRate = [1, 1] } = layer;
+  return tf.reshape(tf.conv2d(image, identity, strides, padding, 'NHWC', dilationRate), [-1, inDim]) as tf.Tensor2D;
 }
 
 function kernelGradients(
