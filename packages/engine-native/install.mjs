@@ -1,16 +1,19 @@
 // Sees to it that there is a binary for this machine: the one in prebuilds/, or one compiled here. Without either, nothing
-// is lost but speed, so this never fails. `--build` compiles in any case and puts the result into prebuilds/.
+// is lost but speed, so this never fails. `--build` compiles in any case and puts the result into prebuilds/; for another
+// machine, as in `CC=aarch64-linux-gnu-gcc node install.mjs --build=linux-arm64`.
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gatherSources } from './sources.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
-const prebuilt = join(here, 'prebuilds', `${process.platform}-${process.arch}`, 'matforge_engine.node');
+const own = `${process.platform}-${process.arch}`;
+const option = process.argv.find((argument) => argument.startsWith('--build'));
+const target = option?.split('=')[1] ?? own;
+const prebuilt = join(here, 'prebuilds', target, 'matforge_engine.node');
 const compiled = join(here, 'build', 'Release', 'matforge_engine.node');
-const force = process.argv.includes('--build');
 
 function loads(path) {
   try {
@@ -39,8 +42,10 @@ function compile() {
   // Headers beside the running Node save node-gyp a download.
   const prefix = join(dirname(process.execPath), '..');
   const headers = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];
-  const run = spawnSync(process.execPath, [gyp, 'rebuild', '--silent', ...headers], {
+  const run = spawnSync(process.execPath, [gyp, 'rebuild', '--silent', `--arch=${target.split('-')[1]}`, ...headers], {
     cwd: here,
+    // C only: linked by the C compiler, so that no C++ library is needed.
+    env: { ...process.env, LINK: process.env.CC ?? 'cc' },
     encoding: 'utf8',
     timeout: 300_000,
   });
@@ -52,7 +57,7 @@ function compile() {
     .join('\n');
 }
 
-if (force) {
+if (option) {
   const problem = compile();
   if (problem) {
     console.error(`engine-native: not compiled: ${problem}`);
@@ -60,6 +65,8 @@ if (force) {
   } else {
     mkdirSync(dirname(prebuilt), { recursive: true });
     copyFileSync(compiled, prebuilt);
+    // What was compiled for another machine must not be taken for ours.
+    if (target !== own) rmSync(join(here, 'build'), { recursive: true });
     console.log(`engine-native: ${prebuilt}`);
   }
 } else if (![prebuilt, compiled].some((path) => existsSync(path) && loads(path))) {
