@@ -118,11 +118,10 @@ static void pack_b(int tb, int k, int n, const float *b, int ldb, float *out) {
 #define MORE_ROWS(X)
 #endif
 
-// One MR×NR tile of C from a packed panel of each operand. The step over k is unrolled by the compiler.
+// One MR×NR tile of C from a packed panel of each operand.
 INLINE void tile(int k, const float *a, const float *b, float *c, int ldc, int accumulate) {
 #define DECLARE(r) f4 c##r##0 = splat(0), c##r##1 = splat(0);
   ROWS(DECLARE) MORE_ROWS(DECLARE)
-#pragma clang loop unroll_count(4)
   for (int p = 0; p < k; p++, a += MR, b += NR) {
     f4 b0 = load(b), b1 = load(b + 4);
 #define STEP(r)                  \

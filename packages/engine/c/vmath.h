@@ -11,7 +11,8 @@ INLINE f4 power_of_two(f4 n) { return wasm_i32x4_shl(wasm_i32x4_add(n, wasm_i32x
 INLINE f4 exp4(f4 x) {
   // 2^n in two factors, so that results between the largest float and twice it, and subnormal ones, come out right.
   f4 t = max4(min4(x, splat(89.0f)), splat(-104.0f));
-  f4 n = wasm_f32x4_nearest(mul(t, splat(1.44269504f)));
+  // Adding 1.5·2^23 rounds to the nearest integer, which is then in the low bits.
+  f4 shifted = madd(t, splat(1.44269504f), splat(12582912.0f)), n = sub(shifted, splat(12582912.0f));
   f4 r = sub(sub(t, mul(n, splat(0.693359375f))), mul(n, splat(-2.12194440e-4f)));
   f4 p = splat(1.395047682e-3f);
   p = madd(p, r, splat(8.368882434e-3f));
@@ -19,7 +20,7 @@ INLINE f4 exp4(f4 x) {
   p = madd(p, r, splat(1.666651890e-1f));
   p = madd(p, r, splat(5.000000095e-1f));
   p = madd(mul(r, r), p, add(r, splat(1.0f)));
-  f4 i = wasm_i32x4_trunc_sat_f32x4(n), half = wasm_i32x4_shr(i, 1);
+  f4 i = wasm_i32x4_sub(shifted, wasm_i32x4_splat(0x4b400000)), half = wasm_i32x4_shr(i, 1);
   return mul(mul(p, power_of_two(half)), power_of_two(wasm_i32x4_sub(i, half)));
 }
 

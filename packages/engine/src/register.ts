@@ -61,6 +61,8 @@ const NATIVE: Record<string, OwnKernel> = {
   Slice: rows.slice,
   SplitV: rows.split,
   Concat: rows.concat,
+  Pack: rows.pack,
+  Unpack: rows.unpack,
 };
 
 /** Stock kernels that give wrong numbers; the cpu backend's are right. */

@@ -331,7 +331,7 @@ describe('agreement with the cpu backend, values and gradients', () => {
       .integer({ min: 1, max: 5 })
       .chain((rank) =>
         fc.tuple(
-          fc.array(length(5), { minLength: rank, maxLength: rank }),
+          fc.array(length(4, 1), { minLength: rank, maxLength: rank }),
           fc.shuffledSubarray([...Array(rank).keys()], { minLength: rank, maxLength: rank }),
         ),
       );
@@ -347,6 +347,18 @@ describe('agreement with the cpu backend, values and gradients', () => {
         await expectSame((x) => tf.concat(tf.split(x, [one, two], axis).reverse(), axis), [lengths(one + two)]);
         const begin = s.map((_, i) => (i === axis ? one : 0));
         await expectSame((x) => tf.slice(x, begin, lengths(two)), [lengths(one + two)]);
+      }),
+      RUNS,
+    );
+  });
+
+  it('stack and unstack', async () => {
+    await fc.assert(
+      fc.asyncProperty(shape, length(3), async (s, at) => {
+        const axis = Math.min(at, s.length);
+        await expectSame((x, y) => tf.stack([x, y, x], axis), [s, s]);
+        const along = Math.min(at, s.length - 1);
+        if (s[along] > 1) await expectSame((x) => tf.concat(tf.unstack(x, along).reverse(), 0), [[...s, 2]]);
       }),
       RUNS,
     );

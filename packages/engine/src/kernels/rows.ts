@@ -107,7 +107,7 @@ export const segmentSum: OwnKernel = ({ inputs: { x, segmentIds }, attrs, backen
   return out;
 };
 
-/** tf.transpose of up to four axes after merging those that stay neighbours; no copy where the order stays. */
+/** tf.transpose, after merging axes that stay neighbours; no copy where the order stays. */
 export const transpose: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
   const engine = native(backend);
   if (!engine || !isWord(x)) return null;
@@ -127,7 +127,6 @@ export const transpose: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
     backend.incRef(x.dataId);
     return { dataId: x.dataId, shape, dtype: x.dtype };
   }
-  if (axes.length > 4) return null;
   let stride = 1;
   const placed = axes.reverse().map((axis) => {
     const to = stride;
@@ -136,17 +135,23 @@ export const transpose: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
   });
   const [last, ...others] = placed;
   // The axis that is contiguous in x goes next to the one that is contiguous in the result.
-  others.sort((one, two) => Number(two.from === 1) - Number(one.from === 1));
+  others.sort((one, two) => Number(two.from === 1) - Number(one.from === 1) || two.length - one.length);
   while (others.length < 3) others.push({ length: 1, from: 0, to: 0 });
-  const [c, b, a] = others;
+  const [c, b, a, ...loops] = others;
   const out = backend.makeOutput(shape, x.dtype);
-  engine.kernels.mf_transpose(
-    ...[a.length, b.length, c.length, last.length],
-    ...[a.from, b.from, c.from, last.from],
-    ...[a.to, b.to, c.to],
-    engine.at(x),
-    engine.at(out),
-  );
+  const visit = (depth: number, from: number, to: number): void => {
+    if (depth < loops.length) {
+      const loop = loops[depth];
+      for (let i = 0; i < loop.length; i++) visit(depth + 1, from + 4 * i * loop.from, to + 4 * i * loop.to);
+      return;
+    }
+    engine.kernels.mf_transpose(
+      ...[a.length, b.length, c.length, last.length],
+      ...[a.from, b.from, c.from, last.from],
+      ...[a.to, b.to, c.to, from, to],
+    );
+  };
+  visit(0, engine.at(x), engine.at(out));
   return out;
 };
 
@@ -212,4 +217,22 @@ export const concat: OwnKernel = ({ inputs, attrs, backend }) => {
     to += bytes;
   }
   return out;
+};
+
+/** tf.unstack: the parts of an axis, which disappears. */
+export const unpack: OwnKernel = ({ inputs: { value }, attrs, backend }) => {
+  if (!native(backend) || !isWord(value)) return null;
+  const axis = tf.util.parseAxisParam(attrs.axis as number, value.shape)[0];
+  const shape = value.shape.filter((_, i) => i !== axis);
+  return Array.from({ length: value.shape[axis] }, (_, i) => ({ ...cut(backend, value, axis, i, 1), shape }));
+};
+
+/** tf.stack: equal tensors along a new axis. */
+export const pack: OwnKernel = ({ inputs, attrs, backend }) => {
+  const parts = Object.values(inputs);
+  const { shape } = parts[0];
+  const axis = attrs.axis as number;
+  if (!parts.every((part) => tf.util.arraysEqual(part.shape, shape) && part.dtype === parts[0].dtype)) return null;
+  const thick = parts.map((part) => ({ ...part, shape: [...shape.slice(0, axis), 1, ...shape.slice(axis)] }));
+  return concat({ inputs: thick as never, attrs: { axis }, backend });
 };
