@@ -57,6 +57,8 @@ const KERAS = [
   'weights',
   'updatable',
   'inputDType',
+  // tfjs hands the names of other classes to every class that it restores.
+  'customObjects',
 ];
 const STARTS = ['official', 'muP', 'dense'];
 
@@ -111,6 +113,8 @@ export abstract class StructuredLayer extends tf.layers.Layer {
   }
 
   override build(inputShape: tf.Shape | tf.Shape[]): void {
+    // tfjs builds the layers of a stored model more than once.
+    if (this.site) return;
     const inDim = single(inputShape).at(-1);
     ensure(inDim != null, this.name, () => 'the last axis of the input has no size; give inputShape');
     const { method, config, units: outDim, seed } = this;
@@ -118,14 +122,18 @@ export abstract class StructuredLayer extends tf.layers.Layer {
     const atStart = this.start ? { ...config, init: 'project', zeroInit: false } : config;
     method.validate?.(site, atStart);
     const specs = this.specsAt(site);
-    const made = tf.tidy(() => startTensors(method, atStart, site, this.start, seed));
+    // A stored model skips the start values of its weights; only then are they not needed.
+    let made: Record<string, tf.Tensor> | undefined;
+    const start = () => (made ??= tf.tidy(() => startTensors(method, atStart, site, this.start, seed)));
     for (const [key, { shape, role }] of Object.entries(specs)) {
-      if (role === 'seeded') this.drawn[key] = tf.keep(made[key]);
-      else this.variables[key] = this.weight(key, shape, made[key], role === 'trainable');
+      if (role === 'seeded') this.drawn[key] = tf.keep(tf.clone(start()[key]));
+      else this.variables[key] = this.weight(key, shape, () => start()[key], role === 'trainable');
     }
+    if (made) tf.dispose(made);
     if (this.useBias) {
       const bias = (config.init === 'official' && method.structure.officialBias) || zeros;
-      this.bias = this.weight('bias', [outDim], bias([outDim], random(seed).fork(this.name).fork('bias')), true);
+      const stream = random(seed).fork(this.name).fork('bias');
+      this.bias = this.weight('bias', [outDim], () => bias([outDim], stream), true);
     }
     this.site = site;
     const { penalty } = method;
@@ -136,9 +144,9 @@ export abstract class StructuredLayer extends tf.layers.Layer {
     this.built = true;
   }
 
-  private weight(name: string, shape: number[], value: tf.Tensor, trainable: boolean): LayerVariable {
+  private weight(name: string, shape: number[], value: () => tf.Tensor, trainable: boolean): LayerVariable {
     const add = this.addWeight as unknown as (...args: unknown[]) => LayerVariable;
-    return add.call(this, name, shape, 'float32', { apply: () => value }, undefined, trainable);
+    return add.call(this, name, shape, 'float32', { apply: value }, undefined, trainable);
   }
 
   /** The tensors of the kernel by the method's names. They belong to the layer. */
@@ -193,11 +201,14 @@ export abstract class StructuredLayer extends tf.layers.Layer {
   }
 
   override dispose(): ReturnType<tf.layers.Layer['dispose']> {
-    const result = super.dispose();
-    if (result.refCountAfterDispose === 0) {
+    // tfjs refuses to dispose a layer that no model uses; this one may be built and used alone.
+    if ((this as unknown as { _refCount: number | null })._refCount === null) {
+      for (const weight of this.weights) weight.dispose();
       tf.dispose(this.drawn);
-      this.drawn = {};
+      return { refCountAfterDispose: 0, numDisposedVariables: this.weights.length };
     }
+    const result = super.dispose();
+    if (result.refCountAfterDispose === 0) tf.dispose(this.drawn);
     return result;
   }
 

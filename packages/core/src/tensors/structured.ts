@@ -88,8 +88,9 @@ export function defineStructuredMethod<S extends ConfigSchema, K extends string>
   definition: StructuredDefinition<S, K>,
 ): StructuredMethod<S, K> {
   type Tensors = Record<K, tf.Tensor>;
+  const { apply, dense, project, exact, flops, ladder, officialBias, ...common } = definition;
   const method = defineLinearMethod<S, K>({
-    ...definition,
+    ...common,
     trains: 'model',
     validate(site, config) {
       const { init, zeroInit } = config as StructuredConfig;
@@ -104,20 +105,21 @@ export function defineStructuredMethod<S extends ConfigSchema, K extends string>
       const { init, zeroInit } = context.config as StructuredConfig;
       return started(definition.tensors(context), init, zeroInit) as Partial<Record<K, TensorSpec>>;
     },
-    init({ kernel, config, site: { inDim, outDim }, random }) {
+    init(context) {
+      const { config, random } = context;
+      const { inDim, outDim } = context.site;
       const { init, zeroInit } = config as StructuredConfig;
       if (init !== 'project' && init !== 'dense') return {};
-      const W = init === 'project' ? kernel : (kaimingUniform([inDim, outDim], random.fork('dense')) as tf.Tensor2D);
-      const factors = definition.project(W, { inDim, outDim, config, random });
+      const fresh = () => kaimingUniform([inDim, outDim], random.fork('dense')) as tf.Tensor2D;
+      const factors = project(init === 'project' ? context.kernel : fresh(), { inDim, outDim, config, random });
       if (!zeroInit) return factors;
-      const specs = declared(
-        definition.tensors({ inDim, outDim, config, site: kernelSite(inDim, outDim), group: alone(inDim, outDim) }),
+      const ends = lastFactors(
+        declared(definition.tensors({ inDim, outDim, config, site: context.site, group: context.group })),
       );
-      const ends = new Set(lastFactors(specs));
-      return Object.fromEntries(Object.entries(factors).filter(([key]) => !ends.has(key))) as typeof factors;
+      return Object.fromEntries(Object.entries(factors).filter(([key]) => !ends.includes(key))) as typeof factors;
     },
     forward(x, tensors, { base, site: { inDim, outDim }, config }) {
-      const y = definition.apply(x, tensors as Tensors, { inDim, outDim, config });
+      const y = apply(x, tensors as Tensors, { inDim, outDim, config });
       return base.bias ? tf.add(y, base.bias) : y;
     },
     kernel: (tensors, { site: { inDim, outDim }, config }) =>

@@ -1,0 +1,416 @@
+/// <reference types="jest" />
+import {
+  adam,
+  chain,
+  perGroup,
+  random,
+  ready,
+  type StructuredKernel,
+  type StructuredLayerClass,
+  type StructuredMethod,
+  structuredFamily,
+  toOptimizer,
+} from '@matforge/core';
+import * as tf from '@tensorflow/tfjs';
+import { type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
+
+/** One size of kernel with the options that suit it. */
+export interface StructuredCase {
+  readonly inDim: number;
+  readonly outDim: number;
+  readonly options: Record<string, unknown>;
+}
+
+/** What {@link testStructured} needs to know about a method. */
+export interface StructuredSuite {
+  // biome-ignore lint/suspicious/noExplicitAny: methods of every configuration are tested alike.
+  readonly method: StructuredMethod<any, any>;
+  // biome-ignore lint/suspicious/noExplicitAny: see above.
+  readonly Layer: StructuredLayerClass<any>;
+  /** Options that fit kernels of 6×8 and 8×5. */
+  readonly options: Record<string, unknown>;
+  /** Sizes to test; awkward ones among them where the method allows them. */
+  readonly cases: readonly StructuredCase[];
+  /** Trained numbers by the paper's formula. */
+  readonly parameters: (size: StructuredCase) => number;
+  /** Floating-point operations per row by the paper's formula. */
+  readonly flops: (size: StructuredCase) => number;
+  /** Options of a square kernel of that width, for the tests over widths. */
+  readonly atWidth: (width: number) => Record<string, unknown>;
+  /** Largest relative error of projecting a kernel of the form itself. Default 1e-4. */
+  readonly recovers?: number;
+  /** Options of the same method that must be refused at 6×8 and 8×5, each with what the message must say. */
+  readonly refused: LinearMethodSuite['refused'];
+}
+
+/**
+ * Declares the conformance tests of a structured method: those of {@link testLinearMethod}, then its kernels alone
+ * (product against dense form, transpose, gradients, counts, budget, projection, state), its starts and learning rates over
+ * widths, and its layer (dense round trip, stored models, training).
+ */
+export function testStructured(suite: StructuredSuite): void {
+  const { method, Layer, options, cases, recovers = 1e-4 } = suite;
+  const family = structuredFamily(method);
+  const exactAt = ({ options: given }: StructuredCase) =>
+    method.structure.exact?.(method(given as never).config) ?? true;
+
+  testLinearMethod({
+    configured: method({ ...options, init: 'official' } as never),
+    identityAtStart: false,
+    parameters: (inDim, outDim) => suite.parameters({ inDim, outDim, options }),
+    refused: suite.refused,
+  });
+
+  describe(`structured kernels of ${method.info.id}`, () => {
+    beforeAll(async () => {
+      await ready();
+    });
+    let before: number;
+    beforeEach(() => {
+      before = tf.memory().numTensors;
+    });
+    afterEach(() => {
+      expect(tf.memory().numTensors).toBe(before);
+    });
+    const kernelAt = ({ inDim, outDim, options: given }: StructuredCase, seed = 5): StructuredKernel =>
+      family.init({ inDim, outDim, ...given } as never, 'muP', seed);
+    const named = cases.map(
+      (entry) => [`${entry.inDim}×${entry.outDim} ${JSON.stringify(entry.options)}`, entry] as const,
+    );
+
+    test.each(named)('%s: the product equals that with the dense form', (_, entry) => {
+      const kernel = kernelAt(entry);
+      tf.tidy(() => {
+        const { inDim, outDim } = entry;
+        const W = kernel.toDense();
+        expect(W.shape).toEqual([inDim, outDim]);
+        near(kernel.apply(tf.eye(inDim)), W, 1e-5);
+        const x = random(1).normal([5, inDim]) as tf.Tensor2D;
+        near(kernel.apply(x), tf.matMul(x, W), 1e-4);
+        const sequence = kernel.apply(tf.stack([x, tf.neg(x)]));
+        expect(sequence.shape).toEqual([2, 5, outDim]);
+        near(sequence, tf.stack([tf.matMul(x, W), tf.neg(tf.matMul(x, W))]), 1e-4);
+        const g = random(2).normal([5, outDim]) as tf.Tensor2D;
+        near(kernel.applyTranspose(g), tf.matMul(g, W, false, true), 1e-4);
+      });
+      kernel.dispose();
+    });
+
+    test.each(named)('%s: gradients of the factors equal finite differences', (_, entry) => {
+      const kernel = kernelAt(entry);
+      const [x, g] = [random(1).normal([3, entry.inDim]), random(2).normal([3, entry.outDim])];
+      checkFactors(kernel, () => tf.sum(tf.mul(kernel.apply(x), g)) as tf.Scalar);
+      tf.dispose([x, g]);
+      kernel.dispose();
+    });
+
+    test.each(named)('%s: counts numbers and operations by the formulas', (_, entry) => {
+      const kernel = kernelAt(entry);
+      const size = { inDim: entry.inDim, outDim: entry.outDim, ...entry.options } as never;
+      expect(kernel.paramCount()).toBe(Object.values(kernel.factors).reduce((sum, factor) => sum + factor.size, 0));
+      expect(kernel.paramCount()).toBe(suite.parameters(entry));
+      expect(family.paramCount(size)).toBe(suite.parameters(entry));
+      for (const rows of [1, 7]) expect(kernel.flops(rows)).toBe(rows * suite.flops(entry));
+      const multipliers = kernel.lrMultipliers(64);
+      const widths = kernel.factorInDims();
+      const products = Object.keys(widths).map((key) => multipliers[key] * widths[key]);
+      for (const product of products) expect(64 / product).toBeCloseTo(Math.round(64 / product), 6);
+      kernel.dispose();
+    });
+
+    test('a budget is kept and used up', () => {
+      for (const fraction of [0.5, 0.8]) {
+        const size = family.fitBudget(24, 24, fraction);
+        const used = family.paramCount(size);
+        expect(used).toBeLessThanOrEqual(fraction * 24 * 24);
+        const shape = { inDim: 24, outDim: 24, config: method(optionsOf(size) as never).config };
+        for (const change of method.structure.ladder(shape)) {
+          const other = family.paramCount({ ...size, ...change });
+          expect(other > used && other <= fraction * 24 * 24).toBe(false);
+        }
+      }
+      expect(() => family.fitBudget(24, 24, 1e-4)).toThrow(/the smallest kernel has \d+/);
+    });
+
+    test.each(named)('%s: projecting a kernel of the form finds it again', (_, entry) => {
+      const kernel = kernelAt(entry);
+      const W = kernel.toDense();
+      const found = family.fromDense(W, entry.options as never);
+      expect(found.relError).toBeLessThan(exactAt(entry) ? 1e-4 : recovers);
+      found.kernel.dispose();
+      W.dispose();
+      kernel.dispose();
+    });
+
+    test.each(named.filter(([, entry]) => exactAt(entry)))(
+      '%s: the projection is idempotent, and the residual is orthogonal to it',
+      (_, entry) => {
+        const W = random(8).normal([entry.inDim, entry.outDim]) as tf.Tensor2D;
+        const { kernel, error, relError, exact } = family.fromDense(W, entry.options as never);
+        expect(exact).toBe(true);
+        const P = kernel.toDense();
+        const again = family.fromDense(P, entry.options as never);
+        tf.tidy(() => {
+          near(again.kernel.toDense(), P, 1e-4);
+          const number = (t: tf.Tensor) => t.dataSync()[0];
+          const whole = number(tf.sum(tf.square(W)));
+          expect(Math.abs(number(tf.sum(tf.mul(tf.sub(W, P), P)))) / whole).toBeLessThan(1e-5);
+          expect((error ** 2 + number(tf.sum(tf.square(P)))) / whole).toBeCloseTo(1, 5);
+          expect(relError).toBeCloseTo(error / Math.sqrt(whole), 6);
+        });
+        tf.dispose([W, P]);
+        kernel.dispose();
+        again.kernel.dispose();
+      },
+    );
+
+    test('a kernel of zeros has relative error 0, one that is not finite is refused', () => {
+      const { inDim, outDim, options: given } = cases[0];
+      const [zero, broken] = [tf.zeros([inDim, outDim]), tf.fill([inDim, outDim], Number.NaN)] as tf.Tensor2D[];
+      const { kernel, relError } = family.fromDense(zero, given as never);
+      expect(relError).toBe(0);
+      expect(() => family.fromDense(broken, given as never)).toThrow(/non-finite/);
+      kernel.dispose();
+      tf.dispose([zero, broken]);
+    });
+
+    test('the state restores a kernel bit for bit', () => {
+      const [one, two] = [kernelAt(cases[0], 1), kernelAt(cases[0], 2)];
+      const state = one.state();
+      two.load(state);
+      const [a, b] = [one.toDense(), two.toDense()];
+      expect(Array.from(b.dataSync())).toEqual(Array.from(a.dataSync()));
+      const [name] = Object.keys(state);
+      const { [name]: left, ...rest } = state;
+      expect(() => two.load(rest)).toThrow(new RegExp(`${name}: is missing`));
+      const wrong = tf.zeros([left.shape[0] + 1, 2]);
+      expect(() => two.load({ ...rest, [name]: wrong })).toThrow(/has shape \[.*\]; expected \[.*\]/);
+      tf.dispose([a, b, wrong, ...Object.values(state)]);
+      one.dispose();
+      two.dispose();
+    });
+
+    test('x of another width is refused with both widths', () => {
+      const kernel = kernelAt(cases[0]);
+      const x = tf.zeros([2, cases[0].inDim + 1]);
+      expect(() => kernel.apply(x)).toThrow(new RegExp(`${cases[0].inDim}.*${cases[0].inDim + 1}`));
+      x.dispose();
+      kernel.dispose();
+    });
+
+    test('outputs at the start and updates of one step do not depend on the width', () => {
+      const rows = [64, 256, 1024].map((width) => updateSizes(family, width, suite.atWidth(width)));
+      const spread = (values: number[]) => Math.max(...values) / Math.min(...values);
+      expect(spread(rows.map(({ update }) => update))).toBeLessThan(1.4);
+      expect(spread(rows.map(({ output }) => output))).toBeLessThan(1.6);
+    });
+
+    test.each([64, 256])('20 Adam steps at width %i lower the loss of a regression', (width) => {
+      const kernel = family.init({ inDim: width, outDim: width, ...suite.atWidth(width) } as never, 'muP', 3);
+      const [x, y] = [random(1).normal([64, width]), random(2).normal([64, width])];
+      const names = Object.keys(kernel.factors);
+      const multipliers = kernel.lrMultipliers(64);
+      const factors = Object.fromEntries(names.map((name) => [kernel.factors[name].name, multipliers[name]]));
+      const optimizer = toOptimizer(
+        chain(
+          adam({ learningRate: 1e-3 }),
+          perGroup(factors, (name) => name),
+        ),
+      );
+      const loss = () => tf.tidy(() => tf.losses.meanSquaredError(y, kernel.apply(x)) as tf.Scalar);
+      const losses: number[] = [];
+      for (let step = 0; step <= 20; step++) {
+        const cost = optimizer.minimize(loss, true, Object.values(kernel.factors)) as tf.Scalar;
+        losses.push(cost.dataSync()[0]);
+        cost.dispose();
+      }
+      expect(losses[20]).toBeLessThan(losses[0]);
+      optimizer.dispose();
+      tf.dispose([x, y]);
+      kernel.dispose();
+    });
+  });
+
+  describe(`the layer of ${method.info.id}`, () => {
+    let before: number;
+    beforeAll(async () => {
+      await ready();
+    });
+    beforeEach(() => {
+      before = tf.memory().numTensors;
+    });
+    afterEach(() => {
+      expect(tf.memory().numTensors).toBe(before);
+    });
+    const modelOf = (more: object = {}): tf.Sequential =>
+      tf.sequential({
+        layers: [
+          new Layer({ units: 8, inputShape: [6], activation: 'tanh', seed: 1, ...options, ...more } as never),
+          new Layer({ units: 5, seed: 2, ...options, ...more } as never),
+        ],
+      });
+
+    test('its weights carry the names of the factors, and all of them train', async () => {
+      const model = modelOf();
+      const kernel = family.init({ inDim: 6, outDim: 8, ...options } as never);
+      const declared = Object.keys(kernel.factors);
+      kernel.dispose();
+      const names = model.layers[0].trainableWeights.map(({ name }) => name.split('/').at(-1)?.replace(/_\d+$/, ''));
+      expect(names).toEqual([...declared, 'bias']);
+      const weights = () => model.getWeights().map((weight) => Array.from(weight.dataSync()));
+      const start = weights();
+      model.compile({ optimizer: toOptimizer(adam({ learningRate: 1e-2 })), loss: 'meanSquaredError' });
+      const [x, y] = [random(1).normal([16, 6]), random(2).normal([16, 5])];
+      await model.fit(x, y, { epochs: 3, verbose: 0 });
+      for (const [i, values] of weights().entries()) expect(values).not.toEqual(start[i]);
+      tf.dispose([x, y]);
+      model.optimizer.dispose();
+      model.dispose();
+    });
+
+    test('a stored model comes back with the same outputs and options', async () => {
+      const model = modelOf({ kernelInitializer: 'muP' });
+      let stored: tf.io.ModelArtifacts | undefined;
+      await model.save(
+        tf.io.withSaveHandler(async (artifacts) => {
+          stored = artifacts;
+          return { modelArtifactsInfo: { dateSaved: new Date(0), modelTopologyType: 'JSON' } };
+        }),
+      );
+      // What is stored is text in the end.
+      expect(JSON.parse(JSON.stringify(stored!.modelTopology))).toEqual(stored!.modelTopology);
+      const restored = await tf.loadLayersModel(tf.io.fromMemory(stored!));
+      const x = random(1).normal([4, 6]);
+      tf.tidy(() => {
+        const [y, again] = [model, restored].map((each) => Array.from((each.apply(x) as tf.Tensor).dataSync()));
+        expect(again).toEqual(y);
+      });
+      expect(restored.layers[0].getConfig()).toEqual(model.layers[0].getConfig());
+      x.dispose();
+      model.dispose();
+      restored.dispose();
+    });
+
+    test('a dense layer becomes a structured one and back with its bias, activation and name', () => {
+      const dense = tf.layers.dense({ name: 'projection', units: 8, activation: 'relu', inputShape: [6] });
+      const model = tf.sequential({ layers: [dense] });
+      const given = [random(1).normal([6, 8]), random(2).normal([8])];
+      dense.setWeights(given);
+      const layer = Layer.fromDenseLayer(dense, options as never);
+      expect(layer.name).toBe('projection');
+      const back = layer.toDenseLayer();
+      const nearest = family.fromDense(given[0] as tf.Tensor2D, options as never);
+      const x = random(3).normal([4, 6]);
+      tf.tidy(() => {
+        near(back.getWeights()[0], nearest.kernel.toDense(), 1e-5);
+        expect(Array.from(back.getWeights()[1].dataSync())).toEqual(Array.from(given[1].dataSync()));
+        const [y, same] = [layer, back].map((each) => each.apply(x) as tf.Tensor);
+        near(y, same, 1e-4);
+        expect(tf.min(y).dataSync()[0]).toBe(0);
+      });
+      nearest.kernel.dispose();
+      tf.dispose([x, ...given]);
+      model.dispose();
+      for (const each of [layer, back]) tf.sequential({ layers: [each] }).dispose();
+    });
+
+    test('a residual branch can start at zero', () => {
+      const layer = new Layer({ units: 8, inputShape: [6], zeroInit: true, ...options } as never);
+      tf.tidy(() => {
+        const y = layer.apply(random(1).normal([3, 6])) as tf.Tensor;
+        const bias = (layer.getWeights().at(-1) as tf.Tensor).expandDims(0);
+        expect(tf.max(tf.abs(tf.sub(y, bias))).dataSync()[0]).toBe(0);
+      });
+      layer.dispose();
+    });
+
+    test('options that make no sense are refused by name', () => {
+      const id = method.info.id;
+      const make = (more: object) => () => new Layer({ units: 4, ...options, ...more } as never);
+      expect(make({ units: 0 })).toThrow(new RegExp(`${id}\\.units: must be a positive integer, got 0`));
+      expect(make({ kernelInitializer: 'zeros' })).toThrow(
+        /kernelInitializer: must be one of "official", "muP", "dense"/,
+      );
+      expect(make({ init: 'muP' })).toThrow(/kernelInitializer/);
+      expect(make({ unheardOf: 1 })).toThrow(new RegExp(`${id}\\.unheardOf: unknown option`));
+      const layer = make({})();
+      layer.build([null, 6]);
+      const x = tf.zeros([2, 7]);
+      expect(() => layer.apply(x)).toThrow(/width 7, the kernel takes 6/);
+      x.dispose();
+      layer.dispose();
+    });
+  });
+}
+
+function optionsOf(size: object): object {
+  const { inDim, outDim, ...rest } = size as { inDim: number; outDim: number };
+  return rest;
+}
+
+function largestOf(values: ArrayLike<number>): number {
+  return Array.from(values).reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+}
+
+function near(got: tf.Tensor, expected: tf.Tensor, tolerance: number): void {
+  expect(got.shape).toEqual(expected.shape);
+  const [a, b] = [got.dataSync(), expected.dataSync()];
+  const scale = Math.max(1e-3, largestOf(b));
+  let worst = 0;
+  for (let i = 0; i < b.length; i++) worst = Math.max(worst, Math.abs(a[i] - b[i]));
+  expect(worst / scale).toBeLessThan(tolerance);
+}
+
+/** Twenty random entries of each factor. The loss is smooth, so two step sizes cancel the error of second order. */
+function checkFactors(kernel: StructuredKernel, loss: () => tf.Scalar): void {
+  const { value, grads } = tf.variableGrads(loss, Object.values(kernel.factors));
+  value.dispose();
+  const stream = random(17);
+  for (const [name, factor] of Object.entries(kernel.factors)) {
+    const gradient = grads[factor.name].dataSync();
+    const largest = largestOf(gradient);
+    const original = factor.dataSync().slice();
+    const at = (index: number, change: number): number => {
+      const values = original.slice();
+      values[index] += change;
+      tf.tidy(() => factor.assign(tf.tensor(values, factor.shape)));
+      return tf.tidy(() => loss().dataSync()[0]);
+    };
+    const off: number[] = [];
+    for (let n = 0; n < Math.min(20, original.length); n++) {
+      const index = stream.integer(original.length);
+      const slope = (step: number) => (at(index, step) - at(index, -step)) / (2 * step);
+      const numeric = (4 * slope(1e-2) - slope(2e-2)) / 3;
+      off.push(Math.abs(gradient[index] - numeric) / (largest + 0.2));
+    }
+    at(0, 0);
+    expect({ name, far: off.filter((value) => !(value < 1e-2)) }).toEqual({ name, far: [] });
+  }
+  tf.dispose(grads);
+}
+
+/** Root mean squares of the output at the start and of its change by one sign step with the multiplied rates. */
+function updateSizes(
+  family: ReturnType<typeof structuredFamily>,
+  width: number,
+  options: Record<string, unknown>,
+): { output: number; update: number } {
+  const kernel = family.init({ inDim: width, outDim: width, ...options } as never, 'muP', width);
+  const [x, g] = [random(1).normal([16, width]), random(2).normal([16, width])];
+  const multipliers = kernel.lrMultipliers(64);
+  const rms = (t: tf.Tensor) => tf.sqrt(tf.mean(tf.square(t))).dataSync()[0];
+  const result = tf.tidy(() => {
+    const y = kernel.apply(x);
+    const { grads } = tf.variableGrads(
+      () => tf.sum(tf.mul(kernel.apply(x), g)) as tf.Scalar,
+      Object.values(kernel.factors),
+    );
+    for (const [name, factor] of Object.entries(kernel.factors)) {
+      factor.assign(tf.sub(factor, tf.mul(tf.sign(grads[factor.name]), 1e-3 * multipliers[name])));
+    }
+    return { output: rms(y), update: rms(tf.sub(kernel.apply(x), y)) };
+  });
+  tf.dispose([x, g]);
+  kernel.dispose();
+  return result;
+}
