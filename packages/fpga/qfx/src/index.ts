@@ -5,6 +5,7 @@ export * from './estimate.ts';
 export * from './exactness.ts';
 export * from './freeze.ts';
 export * from './graph.ts';
+export * from './info.ts';
 export * from './layers.ts';
 export * from './quantize.ts';
 export * from './quantizer.ts';
