@@ -29,8 +29,12 @@ export function arrayFiles(plan: Plan, flavours: readonly Flavour[]): ArrayFile[
           flavours,
         );
       return [
-        table(`exp${id}`, node.expTable, `exp(-(k << ${node.expShift}) * 2^${-fractionBits(layer.sources[0].type)})`),
-        table(`inv${id}`, node.invTable, `65536 / (65536 + (k << ${node.invShift}))`),
+        table(
+          `exp_table${id}`,
+          node.expTable,
+          `exp(-(k << ${node.expShift}) * 2^${-fractionBits(layer.sources[0].type)})`,
+        ),
+        table(`inv_table${id}`, node.invTable, `65536 / (65536 + (k << ${node.invShift}))`),
       ];
     }
     if (node.op === 'avgPool2d') {

@@ -224,9 +224,9 @@ export const c99: Dialect = {
       `int64_t e[${c('LENGTH')}];`,
       'int64_t total = 0;',
       loop('i', c('LENGTH'), `if (${at} > best) best = ${at};`),
-      loop('i', c('LENGTH'), `e[i] = exp${id}[(best - ${at}) >> ${c('EXP_SHIFT')}];`, 'total += e[i];'),
+      loop('i', c('LENGTH'), `e[i] = exp_table${id}[(best - ${at}) >> ${c('EXP_SHIFT')}];`, 'total += e[i];'),
       '/* the largest logit adds 65536 (1.0), so that the total is never less */',
-      `const int64_t inverse = inv${id}[(total - 65536) >> ${c('INV_SHIFT')}];`,
+      `const int64_t inverse = inv_table${id}[(total - 65536) >> ${c('INV_SHIFT')}];`,
       loop('i', c('LENGTH'), `out[row * ${c('LENGTH')} + i] = ${castName(layer)}(e[i] * inverse);`),
     );
   },

@@ -3,7 +3,7 @@ import { arrayFiles } from './arrays.ts';
 import { c99, checkC, cTypedefs } from './c99.ts';
 import { container } from './casts.ts';
 import { checkHls, cpp, cppTypedefs } from './cpp.ts';
-import { cloneFunction, type Dialect, layerConstants, layerFunction, sizeName, typeName } from './layers.ts';
+import { cloneFunction, type Dialect, layerConstants, layerFunction, partition, sizeName, typeName } from './layers.ts';
 import type { Flavour } from './options.ts';
 import { describe, type Plan } from './plan.ts';
 import { QFX_AP_HEADER } from './qfx-ap.ts';
@@ -190,7 +190,7 @@ function topFunction(plan: Plan, flavour: Flavour): string {
   const nodes = new Map(plan.graph.nodes.map((node) => [node.id, node]));
   const pragmas: string[] = [];
   if (ioType === 'io_parallel') {
-    for (const port of ['in', 'out']) pragmas.push(`#pragma HLS ARRAY_PARTITION variable=${port} complete`);
+    pragmas.push(partition('in', plan.input), partition('out', plan.outputRoot));
     for (const port of ['in', 'out']) pragmas.push(`#pragma HLS INTERFACE ap_vld port=${port}`);
   } else if (ioType === 'axis') {
     for (const port of ['in', 'out']) pragmas.push(`#pragma HLS INTERFACE axis port=${port}`);
@@ -211,10 +211,7 @@ function topFunction(plan: Plan, flavour: Flavour): string {
   const parallel = ioType === 'io_parallel';
   const declarations = locals.flatMap(({ name, layer }) => {
     const node = nodes.get(layer)!;
-    return [
-      `${storage}${typeName(node)} ${name}[${sizeName(node)}];`,
-      ...(parallel ? [`#pragma HLS ARRAY_PARTITION variable=${name} complete`] : []),
-    ];
+    return [`${storage}${typeName(node)} ${name}[${sizeName(node)}];`, ...(parallel ? [partition(name, node)] : [])];
   });
   const calls = plan.steps.flatMap((step) => {
     if (step.kind === 'clone') {

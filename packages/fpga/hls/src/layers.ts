@@ -12,6 +12,7 @@ import {
   type MaxPool2dNode,
   matrixSize,
   type QfxNode,
+  sizeOf,
   type Window2d,
   type ZeroPad2dNode,
 } from '@matforge/qfx';
@@ -137,6 +138,16 @@ function body(layer: LayerPlan, dialect: Dialect): string {
   }
 }
 
+/** Arrays beyond this size are split over their channels: complete partitioning would take HLS hours. */
+const COMPLETE_LIMIT = 1024;
+
+/** How an array between two layers is partitioned; the same wherever it is named. */
+export function partition(variable: string, node: QfxNode): string {
+  const size = sizeOf(node.shape);
+  const how = size <= COMPLETE_LIMIT ? 'complete' : `cyclic factor=${node.shape[node.shape.length - 1]}`;
+  return `#pragma HLS ARRAY_PARTITION variable=${variable} ${how}`;
+}
+
 /** Pragmas on the weights of a layer and on the number of its multipliers. */
 function foldingPragmas(layer: LayerPlan, node: MacNode): string[] {
   const { id, reuse, strategy, parallel } = layer;
@@ -242,12 +253,12 @@ function pipeline(layer: LayerPlan): string | false {
 function dense(layer: LayerPlan, node: DenseNode, dialect: Dialect): string {
   const nIn = constant(layer, 'N_IN');
   const nOut = constant(layer, 'N_OUT');
-  const partition = layer.strategy === 'latency' && '#pragma HLS ARRAY_PARTITION variable=in complete';
+  const split = layer.strategy === 'latency' && layer.parallelIo && partition('in', layer.sources[0]);
   const pragmas = foldingPragmas(layer, node);
   if (node.rows === 1) {
     return lines(
       pipeline(layer),
-      partition,
+      split,
       ...pragmas,
       matrixVector(layer, node, dialect, 'in', (j) => `out[${j}]`),
     );
@@ -385,7 +396,7 @@ function gatheredConvolution(layer: LayerPlan, node: Conv2dNode | DepthwiseConv2
     ),
   );
   return lines(
-    layer.parallel > 1 && '#pragma HLS ARRAY_PARTITION variable=in complete',
+    layer.parallel > 1 && partition('in', layer.sources[0]),
     ...foldingPragmas(layer, node),
     loop(
       'position',

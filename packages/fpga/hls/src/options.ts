@@ -60,15 +60,21 @@ const ALIASES: Record<string, string> = {
 const LAYER_KEYS = ['reuseFactor', 'strategy', 'parallelizationFactor'];
 const KEYS = [...LAYER_KEYS, 'name', 'ioType', 'part', 'clockPeriod', 'clockUncertainty', 'layers'];
 
-/** Words that the emitted C or C++ could not use as the name of a function. */
+/** Words that cannot name a function: those of C and C++, and what compilers know as built-in functions. */
 const RESERVED = new Set(
   (
     'auto break case char const continue default do double else enum extern float for goto if inline int long register ' +
     'restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm bool class ' +
     'new delete this throw try catch template typename namespace using virtual public private protected operator friend ' +
-    'true false and or not xor main in out'
+    'true false and or not xor main in out linux unix abs labs div exit abort malloc calloc realloc free memcpy memset ' +
+    'memcmp memmove strlen strcpy strcmp printf puts putchar scanf fopen fclose index rindex bcmp bzero signbit isnan ' +
+    'sin cos tan asin acos atan atan2 sinh cosh tanh exp exp2 expm1 log log2 log10 log1p pow sqrt cbrt hypot floor ceil ' +
+    'round trunc rint fabs fmin fmax fma fmod gamma lgamma tgamma erf erfc j0 j1 jn y0 y1 yn frexp ldexp modf'
   ).split(' '),
 );
+
+/** Names that the emitted sources use themselves: arrays, layer functions, types. */
+const OWN_NAMES = /^(w|b|layer|clone_|recip|exp_table|inv_table)\d|_t$|^N_/;
 
 /**
  * Checks the options and fills in the defaults.
@@ -78,9 +84,10 @@ export function resolveOptions(graph: QfxGraph, given: EmitOptions & Hls4mlAlias
   const options = withoutAliases(given as Record<string, unknown>, KEYS, 'options') as EmitOptions;
   const name = options.name ?? graph.name;
   ensure(
-    /^[A-Za-z][A-Za-z0-9_]*$/.test(name) && !RESERVED.has(name),
+    /^[A-Za-z][A-Za-z0-9_]*$/.test(name) && !RESERVED.has(name) && !OWN_NAMES.test(name),
     'name',
-    () => `"${name}" cannot name a C function; use letters, digits and _, begin with a letter, avoid C's own words`,
+    () =>
+      `"${name}" cannot name a C function; use letters, digits and _, begin with a letter, avoid words of C and of the emitted sources`,
   );
   const ioType = options.ioType ?? 'io_parallel';
   ensure(

@@ -10,6 +10,7 @@ import {
   type QfxNode,
   type QfxOp,
   type Strategy,
+  sameFormat,
   sizeOf,
 } from '@matforge/qfx';
 import type { Settings } from './options.ts';
@@ -57,6 +58,8 @@ export interface LayerPlan {
   readonly reuse: number;
   readonly multipliers: number;
   readonly parallel: number;
+  /** Arrays between the layers are partitioned. */
+  readonly parallelIo: boolean;
 }
 
 /** A clone function: DATAFLOW allows one reader an array, so a result with several readers is copied. */
@@ -92,12 +95,26 @@ function isAlias(node: QfxNode): boolean {
  * @throws MatforgeError for an unsupported layer, a parallelization factor that does not divide the positions.
  */
 export function plan(graph: QfxGraph, settings: Settings): Plan {
+  ensure(
+    graph.format === 'matforge-qfx' && graph.version === 1,
+    'graph',
+    () => 'is not a frozen graph of this version; make one with freeze(model) or graphFromJson(text)',
+  );
   const byId = new Map(graph.nodes.map((node) => [node.id, node]));
   for (const node of graph.nodes) {
     ensure(
       SUPPORTED.includes(node.op),
       node.name,
       () => `layer ${node.name} of class ${node.op} cannot be emitted; supported: ${SUPPORTED.join(', ')}`,
+    );
+  }
+  for (const node of graph.nodes) {
+    if (node.op !== 'concat') continue;
+    const types = node.inputs.map((id) => byId.get(id)?.type).filter((type) => type !== undefined);
+    ensure(
+      types.every((type) => sameFormat(type, node.type)),
+      node.name,
+      () => `concatenate needs inputs of one type, got ${types.map(formatType).join(' and ')}`,
     );
   }
   const input = byId.get(graph.input);
@@ -160,6 +177,7 @@ export function plan(graph: QfxGraph, settings: Settings): Plan {
       sources,
       reads: sources.map(({ id, name }) => queues.get(id)?.shift() ?? refuse(name, 'is read before it is computed')),
       writes: main.get(node.id)!,
+      parallelIo: settings.ioType === 'io_parallel',
       ...folding(node, settings, warnings),
     };
     layers.push(layer);
@@ -195,7 +213,11 @@ function folding(
     );
   }
   const slides = node.op === 'conv2d' || node.op === 'depthwiseConv2d';
-  const parallel = slides ? wanted.parallel : 1;
+  let parallel = slides ? wanted.parallel : 1;
+  if (parallel > 1 && settings.ioType !== 'io_parallel') {
+    warnings.push(`${node.name}: a parallelization factor needs ioType io_parallel; 1 is used`);
+    parallel = 1;
+  }
   const explicit = own.parallelizationFactor ?? node.directives?.parallelizationFactor;
   if (slides && positions % parallel !== 0) {
     const message = `parallelization factor ${parallel} does not divide the ${positions} output positions`;

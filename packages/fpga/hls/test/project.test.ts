@@ -256,6 +256,8 @@ describe('options', () => {
   test.each([
     [{ name: '2fast' }, /name.*2fast.*cannot name a C function/],
     [{ name: 'int' }, /name/],
+    [{ name: 'exp' }, /name/],
+    [{ name: 'w2' }, /name/],
     [{ reuseFactor: 0 }, /reuseFactor: must be an integer >= 1, got 0/],
     [{ strategy: 'fast' }, /unknown strategy "fast"; accepted are latency, resource/],
     [{ ioType: 'io_stream' }, /unknown io type "io_stream"/],

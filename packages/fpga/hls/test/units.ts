@@ -18,7 +18,7 @@ export function removeTemporary(): void {
 }
 
 /** Checks for what C leaves undefined: the emitted programs must not rely on it. */
-export const SANITIZE = ['-O1', '-g', '-fsanitize=address,undefined', '-fno-sanitize-recover=all'];
+export const SANITIZE = ['-O0', '-fsanitize=address,undefined', '-fno-sanitize-recover=all'];
 
 /** Compiles many graphs into one binary. */
 export async function compileAll(
