@@ -10,9 +10,8 @@ import {
   setAdapterTensors,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { attackForge } from './forge.ts';
 import { checkPassports, makePassport } from './passport.ts';
-import { release } from './release.ts';
+import { forgedFactors, release } from './release.ts';
 
 /** A layer of a claim: the factors of training and both passports. */
 export interface ClaimLayer {
@@ -63,6 +62,15 @@ export function claimTensors({ layers }: Claim): Record<string, Record<(typeof K
   return Object.fromEntries(layers.map(({ name, A, B, C, Cp }) => [name, { A, B, C, Cp }]));
 }
 
+/**
+ * Puts a claim's factors and passports into an adapter, to measure the model as the claimant says it is.
+ *
+ * @throws MatforgeError when the adapter has other layers or ranks.
+ */
+export function adoptClaim(model: tf.LayersModel, name: string, claim: Claim): void {
+  setAdapterTensors(model, name, claimTensors(claim));
+}
+
 /** Frees the tensors of a claim. */
 export function disposeClaim({ layers }: Claim): void {
   tf.dispose(layers.flatMap((layer) => KEYS.map((key) => layer[key])));
@@ -93,7 +101,7 @@ export function forge({ scale, layers }: Claim, random: Random): Claim {
       const released = release({ A, B, C, scale });
       const secret = random.integer(2 ** 31);
       const F = makePassport(A.shape[1], secret);
-      const forged = attackForge(released, F);
+      const forged = forgedFactors(released, F);
       tf.dispose([released.A, released.B, F]);
       return {
         name,

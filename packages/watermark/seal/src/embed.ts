@@ -61,12 +61,8 @@ export async function embed<M extends tf.LayersModel>(
       () => 'the kernel change has values that are not finite',
     );
   }
-  const narrow = layers
-    .map(([layer, { shape }]) => [layer, Math.min(rank, ...shape)] as const)
-    // Patterns match dotted suffixes, the first one wins: longer names come first.
-    .sort(([a], [b]) => b.length - a.length)
-    .map(([layer, limit]) => [layer.replace(/[^\w]/g, '\\$&'), limit] as const);
-  const rankPattern = narrow.some(([, limit]) => limit < rank) ? Object.fromEntries(narrow) : {};
+  const limits = Object.fromEntries(layers.map(([layer, { shape }]) => [layer, Math.min(rank, ...shape)]));
+  const rankPattern = Object.values(limits).some((limit) => limit < rank) ? rankPatternOf(limits) : {};
   await attach(model, seal({ rank, alpha, secret, rankPattern, ...options }), {
     name,
     seed,
@@ -90,6 +86,15 @@ export async function embed<M extends tf.LayersModel>(
   setAdapterTensors(model, name, start);
   tf.dispose(Object.values(start).flatMap((tensors) => Object.values(tensors)));
   return setActive(model, [name]);
+}
+
+/** Values by layer as a pattern option takes them: keys escaped, and longer names first, for suffixes match too. */
+export function rankPatternOf(values: Record<string, number>): Record<string, number> {
+  return Object.fromEntries(
+    Object.entries(values)
+      .sort(([a], [b]) => b.length - a.length)
+      .map(([layer, value]) => [layer.replace(/[^\w]/g, '\\$&'), value]),
+  );
 }
 
 /** Singular values of a change below this share of its norm are rounding: the change comes as a difference of kernels. */

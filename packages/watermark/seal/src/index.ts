@@ -1,5 +1,6 @@
-export { attacks } from './attacks.ts';
+export { type AttackReport, attackReport, attacks, type Train } from './attacks.ts';
 export {
+  adoptClaim,
   type Claim,
   type ClaimLayer,
   claimDigest,

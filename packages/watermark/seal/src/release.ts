@@ -1,5 +1,5 @@
 import { ensure, linalg, type Matrix, refuse, toMatrix, toTensor } from '@matforge/core';
-import type * as tf from '@tensorflow/tfjs';
+import * as tf from '@tensorflow/tfjs';
 import { checkPassports } from './passport.ts';
 
 /** A plain low-rank adapter of one layer: the kernel changes by scale·A·B. */
@@ -34,6 +34,18 @@ export function release({ A, B, C, scale }: MarkedAdapter): ReleasedAdapter {
     B: toTensor(linalg.matmul(linalg.scaleColumns(v, root), toMatrix(B), { transposeA: true })),
     scale,
   };
+}
+
+/**
+ * The forger's factors A' and F⁻¹·B' with the passport F: the published product, and an extraction without a wrong bit.
+ * What a forger cannot make is a second passport that works as well.
+ *
+ * @param released the published factors.
+ * @param F any invertible `[r, r]`.
+ */
+export function forgedFactors({ A, B, scale }: ReleasedAdapter, F: tf.Tensor2D): MarkedAdapter {
+  checkPassports('forge', A.shape[1], F);
+  return { A: tf.clone(A), B: toTensor(linalg.solve(toMatrix(F), toMatrix(B))), C: tf.clone(F), scale };
 }
 
 /**
