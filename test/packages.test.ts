@@ -1,0 +1,144 @@
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+interface Manifest {
+  name: string;
+  private?: boolean;
+  version: string;
+  type: string;
+  license: string;
+  sideEffects: boolean;
+  exports: Record<string, unknown>;
+  dependencies?: Record<string, string>;
+  peerDependencies?: Record<string, string>;
+}
+
+interface Package {
+  name: string;
+  directory: string;
+  manifest: Manifest;
+}
+
+const root = join(__dirname, '..');
+const packages: Package[] = JSON.parse(
+  execFileSync(process.execPath, [
+    '--input-type=module',
+    '-e',
+    `import { workspacePackages } from ${JSON.stringify(join(root, 'scripts/workspace.mjs'))}; console.log(JSON.stringify(workspacePackages()))`,
+  ]).toString(),
+);
+const published = packages.filter(({ manifest }) => !manifest.private);
+const isBuilt = published.every(({ directory }) => existsSync(join(directory, 'dist', 'index.js')));
+const whenBuilt = isBuilt ? test : test.skip;
+const unbuilt = isBuilt ? '' : ' (skipped: run pnpm build first)';
+
+test.each(published.map((each) => [each.name, each] as const))(
+  '%s is laid out like the others',
+  (_, { manifest, directory }) => {
+    expect(manifest).toMatchObject({
+      type: 'module',
+      license: 'Apache-2.0',
+      sideEffects: false,
+      engines: { node: '>=20' },
+    });
+    expect(manifest.exports['./package.json']).toBe('./package.json');
+    expect(Object.keys(manifest.exports)[0]).toBe('.');
+    expect(existsSync(join(directory, 'README.md'))).toBe(true);
+    const allowed = [
+      'README.md',
+      'package.json',
+      'tsconfig.json',
+      'src',
+      'test',
+      'dist',
+      'node_modules',
+      'CHANGELOG.md',
+    ];
+    const extra = readdirSync(directory).filter((entry) => !allowed.includes(entry) && !entry.endsWith('.tsbuildinfo'));
+    // The engine packages hold C sources and the scripts that build them.
+    if (!/engine/.test(manifest.name)) expect(extra).toEqual([]);
+  },
+);
+
+test.each(published.map((each) => [each.name, each] as const))(
+  '%s imports only what it declares',
+  (_, { manifest, directory }) => {
+    const declared = new Set([
+      manifest.name,
+      ...Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies }),
+    ]);
+    const undeclared = sources(join(directory, 'src')).flatMap((file) => {
+      const text = readFileSync(file, 'utf8');
+      const imports = [...text.matchAll(/(?:^|\n)(?:import|export)[^'";]*?from '([^']+)'|import\('([^']+)'\)/g)].map(
+        (m) => m[1] ?? m[2],
+      );
+      return imports
+        .filter((id) => !id.startsWith('.') && !id.startsWith('node:'))
+        .map((id) =>
+          id
+            .split('/')
+            .slice(0, id.startsWith('@') ? 2 : 1)
+            .join('/'),
+        )
+        .filter((id) => !declared.has(id));
+    });
+    expect([...new Set(undeclared)]).toEqual([]);
+  },
+);
+
+test.each(
+  published
+    .filter(({ directory }) => !existsSync(join(directory, 'CHANGELOG.md')))
+    .map((each) => [each.name, each] as const),
+)('%s has a changeset', (name) => {
+  const changesets = readdirSync(join(root, '.changeset')).filter((file) => file.endsWith('.md'));
+  const mentioned = changesets.some((file) =>
+    readFileSync(join(root, '.changeset', file), 'utf8').includes(`"${name}"`),
+  );
+  expect({ name, mentioned }).toEqual({ name, mentioned: true });
+});
+
+whenBuilt(
+  `publint finds nothing in any package${unbuilt}`,
+  () => {
+    const script = `
+    import { publint } from 'publint';
+    const found = [];
+    for (const directory of ${JSON.stringify(published.map(({ directory }) => directory))}) {
+      const { messages } = await publint({ pkgDir: directory, level: 'warning', pack: false });
+      for (const { code, path } of messages) found.push(directory + ': ' + code + ' at ' + path.join('.'));
+    }
+    console.log(JSON.stringify(found));`;
+    const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], { cwd: root }).toString();
+    expect(JSON.parse(output.trim().split('\n').at(-1) as string)).toEqual([]);
+  },
+  120_000,
+);
+
+whenBuilt(
+  `are-the-types-wrong finds nothing in core and in one method${unbuilt}`,
+  () => {
+    for (const name of ['@matforge/core', '@matforge/lora']) {
+      const { directory } = packages.find((each) => each.name === name) as Package;
+      // Throws with the report when the exit status is not 0.
+      execFileSync(join(root, 'node_modules/.bin/attw'), ['--pack', directory, '--profile', 'esm-only'], {
+        cwd: root,
+        stdio: 'pipe',
+      });
+    }
+  },
+  120_000,
+);
+
+whenBuilt(`docs/methods.md says what the packages say${unbuilt}`, () => {
+  execFileSync(process.execPath, [join(root, 'scripts/methods-table.mjs'), '--check'], { cwd: root });
+});
+
+function sources(directory: string): string[] {
+  return readdirSync(directory, { withFileTypes: true }).flatMap((entry) => {
+    const path = join(directory, entry.name);
+    if (entry.isDirectory()) return sources(path);
+    return entry.name.endsWith('.ts') ? [path] : [];
+  });
+}
