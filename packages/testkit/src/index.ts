@@ -1,3 +1,4 @@
+export { calibrationFor } from './calibration.ts';
 export {
   type GoldenCase,
   type GoldenInputs,
@@ -10,3 +11,4 @@ export { lossAndGradients } from './gradients.ts';
 export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
 export { testReadme } from './readme.ts';
 export { testReproduction } from './reproduction.ts';
+export { type StructuredCase, type StructuredSuite, testStructured } from './structured.ts';
