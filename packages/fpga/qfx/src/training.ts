@@ -29,6 +29,8 @@ interface PositionState {
   v: Float64Array;
   /** The last positions, newest last; one array of channels each. */
   history: number[][];
+  /** Fixed by the schedule, not by the user. */
+  scheduled: boolean;
 }
 
 /**
@@ -66,13 +68,21 @@ export class QfxOptimizer extends tf.Optimizer {
         m: new Float64Array(size),
         v: new Float64Array(size),
         history: [],
+        scheduled: false,
       });
     }
     if (options.steps !== undefined) this.schedule(options.steps);
   }
 
-  /** Fixes the positions after the given fraction of `steps` further steps. */
+  /**
+   * Fixes the positions after the given fraction of `steps` further steps. Positions that an earlier schedule fixed
+   * learn again until then, so that a training cut into pieces learns in each of them.
+   */
   schedule(steps: number): void {
+    for (const state of this.states.values()) {
+      if (state.scheduled) state.quantizer.learn = true;
+      state.scheduled = false;
+    }
     this.freezeAt = this.step + Math.floor(this.freezeFraction * steps);
   }
 
@@ -94,7 +104,11 @@ export class QfxOptimizer extends tf.Optimizer {
       state.history.push(state.quantizer.positions());
       if (state.history.length > MAJORITY) state.history.shift();
     }
-    if (this.step >= this.freezeAt) this.freezePositions();
+    if (this.step >= this.freezeAt) {
+      const learning = [...this.states.values()].filter(({ quantizer }) => quantizer.learn);
+      this.freezePositions();
+      for (const state of learning) state.scheduled = true;
+    }
   }
 
   private move({ quantizer, m, v }: PositionState, gradient: tf.Tensor): void {
