@@ -149,6 +149,41 @@ describe('symmetric eigenproblem', () => {
     expect(linalg.eigenvalues(matrix(40, 40, () => 1))[39]).toBeCloseTo(40, 11);
   });
 
+  it('of glued Wilkinson matrices, whose values come in clusters', () => {
+    const [blocks, n] = [7, 21];
+    const a = matrix(blocks * n, blocks * n, (i, j) => {
+      if (i === j) return Math.abs((i % n) - 10);
+      if (Math.abs(i - j) !== 1) return 0;
+      return Math.max(i, j) % n === 0 ? 1e-9 : 1;
+    });
+    const { values, vectors } = linalg.eigh(a);
+    expect(orthonormality(vectors)).toBeLessThan(1e-13);
+    expect(distance(matmul(a, vectors), linalg.scaleColumns(vectors, values))).toBeLessThan(1e-13 * 20);
+    // Each value of one block appears once per block, within the strength of the glue.
+    const single = linalg.eigenvalues(matrix(n, n, (i, j) => a.data[i * a.cols + j]));
+    expect(largest(values.map((x, i) => x - single[Math.floor(i / blocks)]))).toBeLessThan(2e-9);
+  });
+
+  it.each([
+    ['few values many times', (i: number) => i % 5],
+    ['one value but one', (i: number) => (i === 0 ? 7 : 1)],
+    ['values over 14 orders of magnitude', (i: number) => 10 ** (-i / 12)],
+    ['pairs that differ in the last digits', (i: number) => (i >> 1) + (i & 1) * 1e-14],
+    ['two signs', (i: number) => (i - 85) ** 3],
+  ])('recovers a prescribed spectrum: %s', (_, spectrum) => {
+    const n = 170;
+    const exact = Float64Array.from({ length: n }, (_x, i) => spectrum(i)).sort();
+    const q = linalg.qr(normal(n, n, 21)).q;
+    const a = matmul(linalg.scaleColumns(q, exact), q, { transposeB: true });
+    const { values, vectors } = linalg.eigh(a);
+    const scale = largest(exact);
+    expect(largest(values.map((x, i) => x - exact[i]))).toBeLessThan(1e-13 * scale);
+    expect(orthonormality(vectors)).toBeLessThan(1e-13);
+    expect(distance(matmul(a, vectors), linalg.scaleColumns(vectors, values))).toBeLessThan(1e-13 * scale);
+    const alone = linalg.eigenvalues(a);
+    expect(largest(values.map((x, i) => x - alone[i]))).toBeLessThan(1e-13 * scale);
+  });
+
   it('fixes the sign of each vector', () => {
     const { vectors } = linalg.eigh(symmetric(30, 9));
     for (let j = 0; j < 30; j++) {

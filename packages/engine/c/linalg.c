@@ -675,6 +675,184 @@ static int diagonalise(int n, f64 *d, f64 *e, Rotor *rotor) {
   return 0;
 }
 
+// Divide and conquer (Cuppen 1981): eigenvalues of diag(d) + rho z z' are the roots of a secular equation, eigenvectors
+// follow from the z that has exactly the computed roots (Gu & Eisenstat 1995).
+
+/** Sums z_i^2 / (delta_i - tau) and its derivative over [from, to). */
+static void secular_sum(const f64 *delta, const f64 *z, int from, int to, f64 tau, f64 *value, f64 *slope) {
+  v128_t sum = all(0), squares = all(0), t = all(tau);
+  int i = from;
+  for (; i + 1 < to; i += 2) {
+    v128_t zi = load(z + i), ratio = wasm_f64x2_div(zi, wasm_f64x2_sub(load(delta + i), t));
+    sum = mul_add(zi, ratio, sum);
+    squares = mul_add(ratio, ratio, squares);
+  }
+  *value = sum2(sum), *slope = sum2(squares);
+  if (i < to) {
+    f64 ratio = z[i] / (delta[i] - tau);
+    *value += z[i] * ratio, *slope += ratio * ratio;
+  }
+}
+
+/**
+ * Root j of 1 + rho sum z_i^2 / (d_i - lambda), d rising, rho > 0. Writes d_i - lambda for all i to `delta`, accurate since
+ * lambda is kept as a distance from the nearest d, and returns lambda.
+ */
+static APART f64 secular_root(int n, int j, const f64 *d, const f64 *z, f64 rho, f64 *delta) {
+  const int last = j == n - 1;
+  f64 norm2 = dot(z, z, n), gap = last ? rho * norm2 : d[j + 1] - d[j], psi, dpsi, phi = 0, dphi = 0;
+  for (int i = 0; i < n; i++) delta[i] = d[i] - d[j];
+  secular_sum(delta, z, 0, n, gap / 2, &psi, &dpsi);
+  int origin = !last && 1 + rho * psi < 0 ? j + 1 : j;
+  f64 low = 0, high = gap;
+  if (origin == j && !last) high = gap / 2;
+  if (origin != j) low = -gap / 2, high = 0;
+  for (int i = 0; i < n; i++) delta[i] = d[i] - d[origin];
+  f64 tau = (low + high) / 2;
+  if (last) tau = high / 2;
+  for (int step = 0; step < 100; step++) {
+    secular_sum(delta, z, 0, j + 1, tau, &psi, &dpsi);
+    if (!last) secular_sum(delta, z, j + 1, n, tau, &phi, &dphi);
+    psi *= rho, dpsi *= rho, phi *= rho, dphi *= rho;
+    f64 f = 1 + psi + phi;
+    if (magnitude(f) <= EPS * n * (1 + magnitude(psi) + magnitude(phi))) break;
+    if (f < 0) low = tau;
+    else high = tau;
+    // The rational function with poles at both ends that agrees in value and slopes (Li 1993, the middle way).
+    f64 left = delta[j] - tau, next;
+    if (last) {
+      f64 c = f - dpsi * left;
+      next = tau + left + dpsi * left * left / c;
+    } else {
+      f64 right = delta[j + 1] - tau;
+      f64 c = f - left * dpsi - right * dphi, b = left * right * f, a = (left + right) * f - left * right * (dpsi + dphi);
+      f64 root = __builtin_sqrt(larger(0, a * a - 4 * b * c));
+      next = tau + (a <= 0 ? (a - root) / (2 * c) : 2 * b / (a + root));
+    }
+    if (!(next > low && next < high)) next = (low + high) / 2;
+    if (next == tau || next == low || next == high) break;
+    tau = next;
+  }
+  f64 lambda = d[origin] + tau;
+  for (int i = 0; i < n; i++) delta[i] -= tau;
+  return lambda;
+}
+
+/** Joins two solved halves: rows of zt hold the vectors of each, coupling is the entry between them. */
+static APART void join(int n1, int n2, f64 coupling, f64 *d, f64 *zt, int ld) {
+  usize mark = top;
+  const int n = n1 + n2;
+  f64 *z = take(n), *dl = take(n), *zl = take(n), *hat = take(n), *values = take(n);
+  int *order = take_bytes(n * sizeof(int)), *type = take_bytes(n * sizeof(int)), *kept = take_bytes(n * sizeof(int));
+  int *place = take_bytes(n * sizeof(int));
+  const f64 half = 0.70710678118654752440;
+  for (int i = 0; i < n1; i++) z[i] = half * zt[i * ld + n1 - 1], type[i] = 0;
+  for (int i = n1; i < n; i++) z[i] = with_sign(half, coupling) * zt[i * ld + n1], type[i] = 2;
+  const f64 rho = 2 * magnitude(coupling);
+  const f64 tolerance = 8 * EPS * larger(largest_magnitude(d, n), largest_magnitude(z, n));
+  rising_order(d, n, order);
+  // Deflation: a value whose z is negligible stays; of two equal ones a rotation frees the first.
+  int k = 0, before = -1;
+  for (int t = 0; t < n; t++) {
+    int j = order[t];
+    if (rho * magnitude(z[j]) <= tolerance) continue;
+    if (before >= 0) {
+      f64 length = __builtin_sqrt(z[j] * z[j] + z[before] * z[before]), c = z[j] / length, s = -z[before] / length;
+      if (magnitude((d[j] - d[before]) * c * s) <= tolerance) {
+        z[j] = length, z[before] = 0;
+        f64 *x = zt + before * ld, *y = zt + j * ld;
+        for (int i = 0; i < n; i++) {
+          f64 xi = x[i], yi = y[i];
+          x[i] = c * xi + s * yi, y[i] = c * yi - s * xi;
+        }
+        f64 db = d[before], dj = d[j];
+        d[before] = db * c * c + dj * s * s, d[j] = db * s * s + dj * c * c;
+        if (type[before] != type[j]) type[j] = type[before] = 1;
+      } else {
+        kept[k++] = before;
+      }
+    }
+    before = j;
+  }
+  if (before >= 0) kept[k++] = before;
+  if (k > 0) {
+    // Rows in the order: first half only, both, second half only, so that products skip what is zero.
+    int counts[3] = {0, 0, 0}, starts[3];
+    for (int t = 0; t < k; t++) counts[type[kept[t]]]++;
+    starts[0] = 0, starts[1] = counts[0], starts[2] = counts[0] + counts[1];
+    for (int t = 0; t < k; t++) place[t] = starts[type[kept[t]]]++;
+    f64 *delta = take(k * k), *s = take(k * k), *old = take(k * n), *fresh = take(k * n);
+    for (int t = 0; t < k; t++) {
+      dl[t] = d[kept[t]], zl[t] = z[kept[t]], hat[t] = 1;
+      const f64 *from = zt + kept[t] * ld;
+      for (int i = 0; i < n; i++) old[place[t] * n + i] = from[i];
+    }
+    for (int t = 0; t < k; t++) values[t] = secular_root(k, t, dl, zl, rho, delta + t * k);
+    for (int t = 0; t < k; t++) {
+      const f64 *row = delta + t * k;
+      for (int i = 0; i < t; i++) hat[i] *= row[i] / (dl[i] - dl[t]);
+      hat[t] *= row[t];
+      for (int i = t + 1; i < k; i++) hat[i] *= row[i] / (dl[i] - dl[t]);
+    }
+    for (int i = 0; i < k; i++) hat[i] = with_sign(__builtin_sqrt(magnitude(hat[i])), zl[i]);
+    for (int t = 0; t < k; t++) {
+      f64 *row = delta + t * k, length = 0;
+      for (int i = 0; i < k; i++) row[i] = hat[i] / row[i];
+      length = norm(row, k);
+      for (int i = 0; i < k; i++) s[t * k + place[i]] = row[i] / length;
+    }
+    zero(fresh, k * n);
+    int both = counts[0] + counts[1];
+    product(k, n1, both, 1, s, k, 1, old, n, 1, fresh, n, 0);
+    product(k, n2, k - counts[0], 1, s + counts[0], k, 1, old + counts[0] * n + n1, n, 1, fresh + n1, n, 0);
+    for (int t = 0; t < k; t++) {
+      d[kept[t]] = values[t];
+      f64 *to = zt + kept[t] * ld;
+      for (int i = 0; i < n; i++) to[i] = fresh[t * n + i];
+    }
+  }
+  // Rising order again.
+  rising_order(d, n, order);
+  f64 *sorted = take(n * n);
+  for (int t = 0; t < n; t++) {
+    values[t] = d[order[t]];
+    for (int i = 0; i < n; i++) sorted[t * n + i] = zt[order[t] * ld + i];
+  }
+  for (int t = 0; t < n; t++) {
+    d[t] = values[t];
+    for (int i = 0; i < n; i++) zt[t * ld + i] = sorted[t * n + i];
+  }
+  top = mark;
+}
+
+/** Eigenvalues, rising, into d and eigenvectors of the tridiagonal (d, e) into the rows of zt, which must be zero. */
+static int divide(int n, f64 *d, f64 *e, f64 *zt, int ld) {
+  if (n > 48) {
+    int n1 = n / 2;
+    f64 coupling = e[n1 - 1];
+    d[n1 - 1] -= magnitude(coupling), d[n1] -= magnitude(coupling);
+    int failed = divide(n1, d, e, zt, ld) + divide(n - n1, d + n1, e + n1, zt + n1 * ld + n1, ld);
+    if (!failed) join(n1, n - n1, coupling, d, zt, ld);
+    return failed;
+  }
+  usize mark = top;
+  f64 *eye = take(n * n), *values = take(n);
+  int *order = take_bytes(n * sizeof(int));
+  Rotor rotor;
+  zero(eye, n * n);
+  for (int i = 0; i < n; i++) eye[i * n + i] = 1;
+  rotor_open(&rotor, eye, n, n);
+  int failed = diagonalise(n, d, e, &rotor);
+  rising_order(d, n, order);
+  for (int j = 0; j < n; j++) {
+    values[j] = d[order[j]];
+    for (int i = 0; i < n; i++) zt[j * ld + i] = rotor_entry(&rotor, i, order[j]);
+  }
+  for (int j = 0; j < n; j++) d[j] = values[j];
+  top = mark;
+  return failed;
+}
+
 /** Power of two near 1 / x: scaling by it is exact. */
 static f64 exact_inverse(f64 x) {
   if (x == 0) return 1;
@@ -699,18 +877,24 @@ EXPORT(eigh) int eigh(int n, f64 *a, f64 *values, f64 *z) {
   f64 factor = exact_inverse(most);
   for (int i = 0; i < n; i++) scale(a + i * n, factor, i + 1);
   tridiagonalise(n, a, d, e, vt, tau);
-  Rotor rotor;
+  int failed;
   if (z) {
-    accumulate(vt, n, n - 1, n, 1, tau, z, n);
-    rotor_open(&rotor, z, n, n);
-  }
-  int failed = diagonalise(n, d, e, z ? &rotor : 0);
-  if (!failed) {
+    f64 *zt = take(n * n), t[BLOCK * BLOCK];
+    zero(zt, n * n);
+    failed = divide(n, d, e, zt, n);
+    for (int i = 0; i < n; i++)
+      for (int j = 0; j < n; j++) z[i * n + j] = zt[j * n + i];
+    for (int j = (n - 2) / BLOCK * BLOCK; j >= 0; j -= BLOCK) {
+      int here = least(BLOCK, n - 1 - j);
+      if (here <= 0) continue;
+      block_factor(vt + j * n + j + 1, n, here, n - j - 1, tau + j, t);
+      apply_block(vt + j * n + j + 1, n, here, n - j - 1, t, 0, z + (j + 1) * n, n, n);
+    }
+    for (int j = 0; j < n; j++) values[j] = d[j] / factor;
+  } else {
+    failed = diagonalise(n, d, e, 0);
     rising_order(d, n, order);
     for (int j = 0; j < n; j++) values[j] = d[order[j]] / factor;
-    if (z)
-      for (int i = 0; i < n; i++)
-        for (int j = 0; j < n; j++) z[i * n + j] = rotor_entry(&rotor, i, order[j]);
   }
   top = mark;
   return failed;
