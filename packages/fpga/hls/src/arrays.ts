@@ -38,7 +38,7 @@ export function arrayFiles(plan: Plan, flavours: readonly Flavour[]): ArrayFile[
       ];
     }
     if (node.op === 'avgPool2d') {
-      const { scaled } = averageProduct(layer, node);
+      const { scaled } = averageProduct(layer.sources[0].type, node);
       const grid = Math.max(...node.reciprocals.map((r) => r.fraction));
       const byCount = Array.from({ length: scaled.length > 1 ? scaled[scaled.length - 1].count + 1 : 1 }, (_, n) =>
         String(scaled.length > 1 ? (scaled.find(({ count }) => count === n)?.raw ?? 0) : scaled[0].raw),

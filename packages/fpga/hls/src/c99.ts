@@ -75,7 +75,7 @@ export function checkC(plan: Plan): void {
     } else if (node.op === 'add') {
       castRoom(node.accumulator.W, node.accFraction);
     } else if (node.op === 'avgPool2d') {
-      const { fraction, range } = averageProduct(layer, node);
+      const { fraction, range } = averageProduct(layer.sources[0].type, node);
       const bits = bitsOf(range);
       limit(bits, 'the product of sum and reciprocal');
       limit(bits + Math.max(0, fractionBits(node.type) - fraction), `the cast to ${formatType(node.type)}`);
@@ -93,9 +93,9 @@ function bitsOf([low, high]: [bigint, bigint]): number {
 }
 
 /** Reciprocals on one grid (that of the largest count), and the range of sum times reciprocal. */
-export function averageProduct(layer: LayerPlan, node: AvgPool2dNode) {
+export function averageProduct(x: FixedType, node: AvgPool2dNode) {
   const fraction = Math.max(...node.reciprocals.map((r) => r.fraction));
-  const [low, high] = rawRange(layer.sources[0].type);
+  const [low, high] = rawRange(x);
   const scaled = node.reciprocals.map(({ raw, fraction: own, count }) => ({
     count,
     raw: BigInt(raw) << BigInt(fraction - own),
@@ -106,7 +106,7 @@ export function averageProduct(layer: LayerPlan, node: AvgPool2dNode) {
     if (a < range[0]) range[0] = a;
     if (b > range[1]) range[1] = b;
   }
-  return { scaled, range, fraction: fraction + fractionBits(layer.sources[0].type) };
+  return { scaled, range, fraction: fraction + fractionBits(x) };
 }
 
 /** Typedefs of defines.h for the C flavour. */
@@ -158,7 +158,7 @@ export const c99: Dialect = {
     if (node.op === 'activation') return cast(fractionBits(x), sumRange(x, node.activation === 'relu'));
     if (node.op === 'add') return cast(node.accFraction, sumRange(node.accumulator, node.activation === 'relu'));
     if (node.op === 'avgPool2d') {
-      const { fraction, range } = averageProduct(layer, node);
+      const { fraction, range } = averageProduct(layer.sources[0].type, node);
       return cast(fraction, range);
     }
     if (node.op === 'softmax') return cast(32, [0n, 1n << 32n]);

@@ -4,6 +4,7 @@ import {
   formatType,
   fractionBits,
   isMac,
+  overflowBig,
   type QfxGraph,
   type QfxNode,
   type RawData,
@@ -13,7 +14,9 @@ import {
   type SimulationInput,
   shiftRound,
   simulate,
+  type Window2d,
 } from '@matforge/qfx';
+import { averageProduct } from './c99.ts';
 import { rawRange } from './casts.ts';
 import { describe } from './plan.ts';
 import { decimal } from './text.ts';
@@ -42,7 +45,7 @@ export interface ProfileRow {
   suggested: string;
 }
 
-/** Exact values in front of the cast of a node, in units of 2^-fraction, ReLU not yet applied. */
+/** What the cast of a node reads: exact values in units of 2^-fraction, ReLU not yet applied. */
 interface CastSource {
   values: RawData;
   fraction: number;
@@ -52,29 +55,47 @@ interface CastSource {
 function castSource(graph: QfxGraph, node: QfxNode, run: Simulation): CastSource | undefined {
   const relu = 'activation' in node && node.activation === 'relu';
   if (isMac(node) || node.op === 'add') {
-    return { values: run.accumulators[node.name], fraction: node.accFraction, relu };
+    const sums = run.accumulators[node.name];
+    const wraps = isMac(node) && node.accumulatorRule === 'explicit';
+    const values = wraps
+      ? Array.from(sums as ArrayLike<number | bigint>, (v) => overflowBig(BigInt(v), node.accumulator))
+      : sums;
+    return { values, fraction: node.accFraction, relu };
   }
   if (node.op === 'activation') {
     const from = graph.nodes[node.inputs[0] - 1];
     return { values: run.trace[from.name].raw, fraction: fractionBits(from.type), relu };
   }
-  if (node.op === 'avgPool2d' && node.reciprocals.length === 1) {
-    const [{ raw, fraction }] = node.reciprocals;
-    const from = graph.nodes[node.inputs[0] - 1];
-    const products = Array.from(run.accumulators[node.name] as ArrayLike<number>, (s) => BigInt(s) * BigInt(raw));
-    return { values: products, fraction: fraction + fractionBits(from.type), relu };
+  if (node.op === 'avgPool2d') {
+    const { scaled, fraction } = averageProduct(graph.nodes[node.inputs[0] - 1].type, node);
+    const reciprocalOf = new Map(scaled.map(({ count, raw }) => [count, raw]));
+    const counts = cellCounts(node.window);
+    const { inC } = node.window;
+    const products = Array.from(
+      run.accumulators[node.name] as ArrayLike<number | bigint>,
+      (sum, i) => BigInt(sum) * reciprocalOf.get(counts[Math.floor(i / inC) % counts.length])!,
+    );
+    return { values: products, fraction, relu };
   }
   return undefined;
+}
+
+/** The number of cells that are not padding, for every position of a window. */
+function cellCounts(window: Window2d): number[] {
+  const { inH, inW, outH, outW, kernelH, kernelW, strideH, strideW, padTop, padLeft } = window;
+  const inside = (start: number, kernel: number, n: number): number => Math.min(start + kernel, n) - Math.max(start, 0);
+  return Array.from({ length: outH * outW }, (_, i) => {
+    const rows = inside(Math.floor(i / outW) * strideH - padTop, kernelH, inH);
+    return rows * inside((i % outW) * strideW - padLeft, kernelW, inW);
+  });
 }
 
 /** Calls `hit(index)` for every element that the cast of the node changed by its overflow mode. */
 export function eachSaturation(graph: QfxGraph, node: QfxNode, run: Simulation, hit: (index: number) => void): boolean {
   const source = castSource(graph, node, run);
   if (!source) return false;
-  const limits = castLimits(node.type, source.fraction);
   const { values, relu } = source;
-  // Explicit accumulators wrap before the cast: what the cast saw is the wrapped sum.
-  if (isMac(node) && node.accumulatorRule === 'explicit') return false;
+  const limits = castLimits(node.type, source.fraction);
   if (Array.isArray(values)) {
     for (let i = 0; i < values.length; i++) {
       const v = relu && values[i] < 0n ? 0n : values[i];
@@ -192,7 +213,8 @@ function row(
     elements: data.length,
     zeros,
     saturated,
-    suggested: suggest(fixed, BigInt(least), BigInt(most), saturated ?? 0),
+    // An accumulator's type follows from the operands; it is nobody's choice.
+    suggested: tensor === 'accum' ? type : suggest(fixed, BigInt(least), BigInt(most), saturated ?? 0),
   };
 }
 
@@ -238,7 +260,7 @@ export function profileSvg(rows: readonly ProfileRow[]): string {
   const line = 20;
   const top = 46;
   const height = top + rows.length * line + 34;
-  const at = (e: number): number => Math.round((left + ((e - least) / (most - least)) * width) * 10) / 10;
+  const at = (e: number): number => tenths(left + ((e - least) / (most - least)) * width);
   const step = Math.max(1, Math.ceil((most - least) / 13));
   const parts: string[] = [
     `<svg xmlns="http://www.w3.org/2000/svg" width="1050" height="${height}" viewBox="0 0 1050 ${height}" font-family="sans-serif" font-size="12">`,
@@ -256,19 +278,16 @@ export function profileSvg(rows: readonly ProfileRow[]): string {
     const { row: r } = s;
     parts.push(
       `<text x="12" y="${y + 11}">${escapeXml(`${r.layer} ${r.tensor}`.slice(0, 34))}</text>`,
-      `<rect x="${at(s.typeLow)}" y="${y}" width="${Math.max(at(s.typeHigh) - at(s.typeLow), 1)}" height="14" fill="#c9dcf0"/>`,
+      `<rect x="${at(s.typeLow)}" y="${y}" width="${tenths(Math.max(at(s.typeHigh) - at(s.typeLow), 1))}" height="14" fill="#c9dcf0"/>`,
     );
     if (s.low !== undefined && s.high !== undefined) {
       const color = r.saturated ? '#c0392b' : '#2f6690';
       parts.push(
-        `<rect x="${at(s.low)}" y="${y + 4}" width="${Math.max(at(s.high) - at(s.low), 2)}" height="6" fill="${color}"/>`,
+        `<rect x="${at(s.low)}" y="${y + 4}" width="${tenths(Math.max(at(s.high) - at(s.low), 2))}" height="6" fill="${color}"/>`,
       );
     }
-    const note = r.saturated
-      ? `${r.saturated} of ${r.elements} saturated`
-      : r.suggested === r.type
-        ? 'fits'
-        : r.suggested;
+    const better = r.suggested === r.type ? 'fits' : r.suggested;
+    const note = r.saturated ? `${r.saturated} of ${r.elements} saturated: ${better}` : better;
     parts.push(
       `<text x="${left + width + 12}" y="${y + 11}" fill="${r.saturated ? '#c0392b' : '#333333'}">${escapeXml(note)}</text>`,
     );
@@ -276,6 +295,8 @@ export function profileSvg(rows: readonly ProfileRow[]): string {
   parts.push('</svg>');
   return `${parts.join('\n')}\n`;
 }
+
+const tenths = (v: number): number => Math.round(v * 10) / 10;
 
 const escapeXml = (text: string): string =>
   text.replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/"/g, '&quot;');

@@ -9,6 +9,7 @@ import {
   simulate,
   sizeOf,
 } from '@matforge/qfx';
+import { averageProduct } from './c99.ts';
 import { rawRange } from './casts.ts';
 import { castLimits, eachSaturation } from './profile.ts';
 
@@ -125,11 +126,13 @@ function canSaturate(graph: QfxGraph, id: number): boolean {
     const from = graph.nodes[node.inputs[0] - 1].type;
     source = rawRange(from);
     fraction = from.W - from.I;
+  } else if (node.op === 'avgPool2d') {
+    ({ range: source, fraction } = averageProduct(graph.nodes[node.inputs[0] - 1].type, node));
   } else {
-    return node.op === 'avgPool2d' && node.reciprocals.length === 1;
+    return false;
   }
   const [least, most] = castLimits(node.type, fraction);
-  const relu = node.activation === 'relu';
+  const relu = 'activation' in node && node.activation === 'relu';
   return source[1] > most || (relu ? 0n : source[0]) < least;
 }
 

@@ -8,6 +8,7 @@ import {
   emitC,
   emitHls,
   emitProject,
+  profile,
   testbenchSamples,
   writeProject,
 } from '../src/index.ts';
@@ -150,6 +151,37 @@ describe('the files of a project', () => {
     expect(folded['conv/1']).toMatchObject({ multipliers: 4, II: 36 * 18 });
     expect(folded.total.II).toBe(36 * 18);
     expect(folded.note).toMatch(/not synthesized/);
+  });
+});
+
+describe('profile', () => {
+  test('counts what the overflow mode changed, and moves the binary point to what was seen', () => {
+    const graph = buildGraph({
+      nodes: [
+        { op: 'input', name: 'x', shape: [2, 3, 1], type: 'ap_int<8>' },
+        { op: 'avgPool2d', name: 'mean', size: 2, padding: 'same', type: 'ap_fixed<3,3,AP_RND,AP_SAT>' },
+        {
+          op: 'dense',
+          name: 'wrapped',
+          weights: { shape: [1, 1], data: [5] },
+          weightType: 'ap_int<4>',
+          type: 'ap_fixed<4,4,AP_RND,AP_SAT>',
+          accumulator: 'ap_fixed<5,5>',
+        },
+      ],
+    });
+    // Means 2.5 and 7.5: 2.5 rounds to 3 and fits [-4, 3], 7.5 does not. Then 5 * 3 = 15 wraps to 15 in 5 bits (7 is
+    // the largest result: twice saturated).
+    const rows = profile(graph, [1, 2, 7, 3, 4, 8], { rawInput: true });
+    const find = (layer: string, tensor: string) => rows.find((r) => r.layer === layer && r.tensor === tensor);
+    expect(find('mean', 'result')).toMatchObject({
+      saturated: 1,
+      min: 3,
+      max: 3,
+      suggested: 'ap_fixed<3,4,AP_RND,AP_SAT>',
+    });
+    expect(find('wrapped', 'result')).toMatchObject({ saturated: 2, max: 7 });
+    expect(find('x', 'input')).toMatchObject({ min: 1, max: 8, suggested: 'ap_fixed<8,5>' });
   });
 });
 
