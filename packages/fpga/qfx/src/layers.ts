@@ -14,6 +14,7 @@ import {
   splitProduct,
 } from './exactness.ts';
 import type { Activation, Directives, Window2d } from './graph.ts';
+import { packed, unpacked } from './packed.ts';
 import {
   FixedQuantizer,
   type Forward,
@@ -116,7 +117,15 @@ export abstract class QfxLayer<A extends QfxLayerArgs = QfxLayerArgs> extends tf
 
   override getConfig(): tf.serialization.ConfigDict {
     const { name: _, inputShape: __, batchInputShape: ___, ...own } = this.args as QfxLayerArgs;
-    return { ...super.getConfig(), ...(own as unknown as tf.serialization.ConfigDict) };
+    return { ...super.getConfig(), qfx: packed(own) };
+  }
+
+  static override fromConfig<T extends tf.serialization.Serializable>(
+    cls: tf.serialization.SerializableConstructor<T>,
+    config: tf.serialization.ConfigDict,
+  ): T {
+    const { qfx, ...rest } = config;
+    return new cls({ ...(unpacked(qfx) as object), ...rest });
   }
 }
 
@@ -1098,11 +1107,6 @@ export class QfxSoftmax extends QfxLayer<QfxLayerArgs & QfxSoftmaxArgs> {
     return [
       { op: 'softmax', name: this.name, inputs, type: this.outputType(), expTableSize, invTableSize, directives },
     ];
-  }
-
-  override getConfig(): tf.serialization.ConfigDict {
-    const { result: _, ...config } = super.getConfig() as Record<string, unknown>;
-    return config as tf.serialization.ConfigDict;
   }
 }
 

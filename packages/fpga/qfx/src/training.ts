@@ -1,6 +1,7 @@
 import { ensure } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { QfxLayer } from './layers.ts';
+import { packed, unpacked } from './packed.ts';
 import type { FixedQuantizer } from './quantizer.ts';
 
 export interface PositionTraining {
@@ -222,7 +223,7 @@ export class QfxModel extends tf.LayersModel {
   }
 
   override getConfig(): tf.serialization.ConfigDict {
-    return { ...super.getConfig(), qfx: { ...this.settings } as tf.serialization.ConfigDict };
+    return { ...super.getConfig(), qfx: packed(this.settings) };
   }
 
   static override fromConfig<T extends tf.serialization.Serializable>(
@@ -232,7 +233,7 @@ export class QfxModel extends tf.LayersModel {
     fastWeightInit?: boolean,
   ): T {
     const model = tf.LayersModel.fromConfig(cls, config, customObjects, fastWeightInit) as unknown as QfxModel;
-    model.settings = (config.qfx ?? {}) as QfxModelSettings;
+    model.settings = (config.qfx ? unpacked(config.qfx) : {}) as QfxModelSettings;
     return model as unknown as T;
   }
 }
