@@ -12,6 +12,8 @@ typedef float NAME(any) __attribute__((vector_size(4 * LANES), aligned(4), may_a
                           int accumulate) {                                                                            \
     NAME(vec) sum[MR][vectors];                                                                                        \
     (void)lda;                                                                                                         \
+    UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < vectors * LANES; v += 16)                           \
+        __builtin_prefetch(c + r * ldc + v, 1);                                                                        \
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = (NAME(vec)){0};           \
     for (int p = 0; p < k; p++, a += column, b += step) {                                                              \
       NAME(vec) right[vectors];                                                                                        \
@@ -26,10 +28,8 @@ typedef float NAME(any) __attribute__((vector_size(4 * LANES), aligned(4), may_a
   }
 TILE(NAME(wide_packed), NV, 1, MR)
 TILE(NAME(wide_rows), NV, lda, 1)
-TILE(NAME(wide_columns), NV, 1, lda)
 TILE(NAME(narrow_packed), 1, 1, MR)
 TILE(NAME(narrow_rows), 1, lda, 1)
-TILE(NAME(narrow_columns), 1, 1, lda)
 #undef TILE
 
 // out[p][l] = x[l][p] for `lines` lines of length k; lines up to `width` are zero.
@@ -66,6 +66,16 @@ TARGET static void NAME(pack_across)(const float *x, size_t ld, int lines, int k
   }
 }
 
+// Four panels of `width` lines, out[panel][p][l] = x[p][panel * width + l]: reads whole cache lines.
+TARGET static void NAME(pack_four)(const float *x, size_t ld, int k, int width, float *out) {
+  for (int p = 0; p < k; p++, x += ld, out += width)
+    for (int q = 0; q < 4; q++) {
+      float *to = out + (size_t)q * width * k;
+      const float *from = x + q * width;
+      for (int l = 0; l < width; l++) to[l] = from[l];
+    }
+}
+
 // out[p][l] = x[p][l]
 TARGET static void NAME(pack_along)(const float *x, size_t ld, int lines, int k, int width, float *out) {
   for (int p = 0; p < k; p++, x += ld, out += width) {
@@ -83,9 +93,9 @@ TARGET static void NAME(pack_along)(const float *x, size_t ld, int lines, int k,
 TARGET static void NAME(block)(const Product *g, int i0, int m, int j0, int n, float *work) {
   enum { DEPTH = 256, ROWS = 240 / MR * MR, COLUMNS = 1024 };
   float *packed_a = work, *packed_b = work + (ROWS + MR) * DEPTH, edge[MR * NR];
-  // What is read once or twice is read where it is; the rest pays for a copy in the order of use. Panels that are not
-  // whole are always copied, padded with zeros.
-  int all_a = n > 2 * NR, all_b = g->tb || m > 2 * MR;
+  // Rows that are read once or twice are read where they are; all else pays for a copy in the order of use. Panels that are
+  // not whole are always copied, padded with zeros.
+  int all_a = g->ta || n > 2 * NR, all_b = g->tb || m > 2 * MR;
   for (int j = 0; j < n; j += COLUMNS) {
     int nc = least(COLUMNS, n - j);
     for (int p = 0; p < g->k; p += DEPTH) {
@@ -102,7 +112,10 @@ TARGET static void NAME(block)(const Product *g, int i0, int m, int j0, int n, f
         for (int r = 0; r < mc; r += MR) {
           int rows = least(MR, mc - r);
           if (!all_a && rows == MR) continue;
-          if (g->ta) NAME(pack_along)(a + r, g->lda, rows, kc, MR, packed_a + (size_t)r * kc);
+          if (g->ta && mc - r >= 4 * MR) {
+            NAME(pack_four)(a + r, g->lda, kc, MR, packed_a + (size_t)r * kc);
+            r += 3 * MR;
+          } else if (g->ta) NAME(pack_along)(a + r, g->lda, rows, kc, MR, packed_a + (size_t)r * kc);
           else NAME(pack_across)(a + (size_t)r * g->lda, g->lda, rows, kc, MR, packed_a + (size_t)r * kc);
         }
         for (int q = 0; q < nc; q += NR) {
@@ -120,8 +133,6 @@ TARGET static void NAME(block)(const Product *g, int i0, int m, int j0, int n, f
             if (all_a || rows < MR) {
               const float *left = packed_a + (size_t)r * kc;
               (narrow ? NAME(narrow_packed) : NAME(wide_packed))(kc, left, 0, right, step, c, ldc, add);
-            } else if (g->ta) {
-              (narrow ? NAME(narrow_columns) : NAME(wide_columns))(kc, a + r, g->lda, right, step, c, ldc, add);
             } else {
               (narrow ? NAME(narrow_rows) : NAME(wide_rows))(kc, a + (size_t)r * g->lda, g->lda, right, step, c, ldc, add);
             }
