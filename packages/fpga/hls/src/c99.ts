@@ -169,11 +169,7 @@ export const c99: Dialect = {
     const { id } = layer;
     const nOut = constant(layer, 'N_OUT');
     const start = node.bias ? scaled(`(accum${id}_t)b${id}[j]`, node.biasShift) : '0';
-    return lines(
-      `accum${id}_t acc[${nOut}];`,
-      '#pragma HLS ARRAY_PARTITION variable=acc complete',
-      loop('j', nOut, `acc[j] = ${start};`),
-    );
+    return [`accum${id}_t acc[${nOut}];`, loop('j', nOut, `acc[j] = ${start};`)];
   },
 
   multiplyAdd(layer, node, j, x, k) {

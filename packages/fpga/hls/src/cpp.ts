@@ -82,13 +82,8 @@ export const cpp: Dialect = {
   accumulators(layer, node) {
     const { id } = layer;
     const nOut = constant(layer, 'N_OUT');
-    const partition = '#pragma HLS ARRAY_PARTITION variable=acc complete';
     if (!node.multiplierFree) {
-      return lines(
-        `accum${id}_t acc[${nOut}];`,
-        partition,
-        loop('j', nOut, `acc[j] = ${node.bias ? `b${id}[j]` : '0'};`),
-      );
+      return [`accum${id}_t acc[${nOut}];`, loop('j', nOut, `acc[j] = ${node.bias ? `b${id}[j]` : '0'};`)];
     }
     // Sums of shifted terms are plain integers: the bias enters by its bits.
     const { bias, biasType, biasShift } = node;
@@ -101,7 +96,7 @@ export const cpp: Dialect = {
             biasShift > 0 && `acc[j] <<= ${biasShift};`,
           )
         : 'acc[j] = 0;';
-    return lines(`sum${id}_t acc[${nOut}];`, partition, loop('j', nOut, start));
+    return [`sum${id}_t acc[${nOut}];`, loop('j', nOut, start)];
   },
 
   multiplyAdd(layer, node, j, x, k) {

@@ -29,8 +29,8 @@ export interface Dialect {
   prelude(layer: LayerPlan): string | undefined;
   /** Makes uninitialised reads impossible where the language does not. */
   readonly zeroed: string;
-  /** Declares the sums of a layer, starting at the bias. */
-  accumulators(layer: LayerPlan, node: MacNode): string;
+  /** Declares the sums of a layer, and sets them to the bias. */
+  accumulators(layer: LayerPlan, node: MacNode): [declaration: string, start: string];
   /** One product is added to sum `j`. */
   multiplyAdd(layer: LayerPlan, node: MacNode, j: string, x: string, k: string): string;
   /** Activation and the one cast: sum `j` goes to `target`. */
@@ -154,11 +154,7 @@ function foldingPragmas(layer: LayerPlan, node: MacNode): string[] {
   const arrays = node.multiplierFree ? [`w${id}_sign`, `w${id}_shift`] : [`w${id}`];
   const out: string[] = [];
   const perPosition = layer.multipliers / parallel;
-  if (node.multiplierFree) {
-    out.push(`#pragma HLS BIND_OP variable=acc op=mul impl=fabric`);
-  } else {
-    out.push(`#pragma HLS ALLOCATION operation instances=mul limit=${layer.multipliers}`);
-  }
+  if (!node.multiplierFree) out.push(`#pragma HLS ALLOCATION operation instances=mul limit=${layer.multipliers}`);
   if (strategy === 'resource') {
     for (const array of arrays) {
       const dim = node.multiplierFree ? ' dim=2' : '';
@@ -178,6 +174,17 @@ function foldingPragmas(layer: LayerPlan, node: MacNode): string[] {
   }
   if (node.bias) out.push(`#pragma HLS ARRAY_PARTITION variable=b${id} complete`);
   return out;
+}
+
+/** The declaration of the sums, with what HLS must know about them. */
+function accumulators(layer: LayerPlan, node: MacNode, dialect: Dialect): string {
+  const [declaration, ...start] = dialect.accumulators(layer, node);
+  return lines(
+    declaration,
+    '#pragma HLS ARRAY_PARTITION variable=acc complete',
+    node.multiplierFree && '#pragma HLS BIND_OP variable=acc op=mul impl=fabric',
+    ...start,
+  );
 }
 
 /** All sums of one output position: matrix (or depthwise) times the vector `x`, then activation and cast. */
@@ -239,7 +246,7 @@ function matrixVector(
   }
   const order = depthwise ? '[kernel position, channel, multiplier]' : '[in, out]';
   return lines(
-    dialect.accumulators(layer, node),
+    accumulators(layer, node, dialect),
     `/* weights are row-major ${order} */`,
     products,
     loop('j', nOut, dialect.finish(layer, node, 'j', target('j'))),
@@ -418,7 +425,7 @@ function batchNorm(layer: LayerPlan, node: BatchNormNode, dialect: Dialect): str
   const positions = matrixSize(node).positions;
   const at = positions > 1 ? (j: string) => `position * ${nOut} + ${j}` : (j: string) => j;
   const work = lines(
-    dialect.accumulators(layer, node),
+    accumulators(layer, node, dialect),
     loop(
       'j',
       nOut,

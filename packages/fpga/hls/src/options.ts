@@ -27,7 +27,7 @@ export interface EmitOptions extends LayerOptions {
   /** Percent of the period, default 27. */
   clockUncertainty?: number;
   /** Settings of single layers, by name. They win over the model's settings and over the graph's own directives. */
-  layers?: Record<string, LayerOptions>;
+  layers?: Record<string, LayerOptions & Pick<Hls4mlAliases, 'ReuseFactor' | 'Strategy' | 'ParallelizationFactor'>>;
 }
 
 /** hls4ml's spellings, accepted beside ours. */
@@ -40,6 +40,8 @@ export interface Hls4mlAliases {
   ClockUncertainty?: number | string;
   IOType?: string;
   ProjectName?: string;
+  /** Settings of single layers. */
+  LayerName?: Record<string, LayerOptions & Hls4mlAliases>;
 }
 
 export interface Settings extends Required<Omit<EmitOptions, 'layers' | keyof LayerOptions>> {
@@ -56,6 +58,7 @@ const ALIASES: Record<string, string> = {
   ClockUncertainty: 'clockUncertainty',
   IOType: 'ioType',
   ProjectName: 'name',
+  LayerName: 'layers',
 };
 const LAYER_KEYS = ['reuseFactor', 'strategy', 'parallelizationFactor'];
 const KEYS = [...LAYER_KEYS, 'name', 'ioType', 'part', 'clockPeriod', 'clockUncertainty', 'layers'];
