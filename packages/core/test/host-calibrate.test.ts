@@ -148,8 +148,18 @@ test('a tensor that layers share can be replaced through any of them', async () 
   setAdapterTensors(model, 'default', { b: { shift: ones, still: ones } });
   expect(tf.tidy(() => Array.from((model.apply(tf.ones([1, 3])) as tf.Tensor).dataSync()))).toEqual([2, 2, 2]);
   expect(adapterTensors(model, 'default').a.shift.dataSync()[0]).toBe(1);
-  expect(count(model).adapters.default).toBe(3);
+  expect(count(model)).toMatchObject({ trainable: 3, adapters: { default: 3 } });
   ones.dispose();
   detach(model);
+  model.dispose();
+});
+
+test('the base of a Sequential stays frozen when the model runs for the first time', async () => {
+  const model = tf.sequential({ layers: [tf.layers.dense({ name: 'head', units: 3, inputShape: [4] })] });
+  await attach(model, recorder(), { calibration: { data: batches(1, [6, 4], [6, 3]), loss } });
+  tf.tidy(() => void model.apply(tf.ones([1, 4])));
+  expect(model.trainableWeights).toEqual([]);
+  detach(model);
+  expect(model.trainableWeights).toHaveLength(2);
   model.dispose();
 });
