@@ -24,6 +24,8 @@ class TfjsEnvironment extends TestEnvironment {
   async setup() {
     await super.setup();
     for (const name of TYPED_ARRAYS) this.global[name] = globalThis[name];
+    // What a test parses and hands to tfjs must hold arrays that tfjs knows as arrays.
+    this.global.JSON = JSON;
     outer.tf ??= require('@tensorflow/tfjs');
     outer.wasm ??= require('@tensorflow/tfjs-backend-wasm');
     this.global.__matforgeTf = outer.tf;

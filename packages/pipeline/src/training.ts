@@ -45,8 +45,7 @@ export async function trainOn(
 ): Promise<TrainingOutcome> {
   const batches = Math.ceil(data.train.size / options.batchSize);
   const steps = options.steps ?? options.epochs * batches;
-  const optimizer =
-    compiled === null ? undefined : await makeOptimizer(options.optimizer, context.from);
+  const optimizer = compiled === null ? undefined : await makeOptimizer(options.optimizer, context.from);
   const losses: number[] = [];
   const directory = join(context.checkpoint, key);
   const started = performance.now();

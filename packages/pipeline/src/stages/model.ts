@@ -43,8 +43,8 @@ function build(kind: string, options: Record<string, unknown>, seed: number, sta
   const fromData: Record<string, unknown> =
     first.task === 'language'
       ? { vocabSize: state.tokenizer?.vocabSize }
-      : { input: xs.shape, inputs: xs.shape.reduce((product, size) => product * size, 1), outputs: ys.classes?.length };
-  const wanted = kind === 'cnn' ? ['input', 'outputs'] : kind === 'mlp' ? ['inputs', 'outputs'] : Object.keys(fromData);
-  const given = Object.fromEntries(Object.entries(fromData).filter(([key]) => wanted.includes(key)));
-  return BUILDERS[kind]({ ...given, seed, ...options });
+      : ['cnn', 'mlp'].includes(kind)
+        ? { input: xs.shape, outputs: ys.classes?.length }
+        : {};
+  return BUILDERS[kind]({ ...fromData, seed, ...options });
 }
