@@ -2,10 +2,12 @@
 // Build first (`pnpm build`), then: node bench/linalg.mjs [--json]
 import * as tf from '@tensorflow/tfjs';
 import { linalg, matrix, random, randomizedSvd, thinSvd, toTensor } from '../packages/core/dist/index.js';
-import { ready } from '../packages/engine/dist/index.js';
+import { engineInfo, ready } from '../packages/engine/dist/index.js';
 
 const peer = await import('ml-matrix').catch(() => undefined);
 await ready();
+const { kernels, native } = engineInfo();
+if (!process.argv.includes('--json')) console.log(`matrix products of tensors: ${native ?? kernels}`);
 
 /** Least milliseconds of up to `runs` calls, within about two seconds. */
 function least(run, runs = 7) {
