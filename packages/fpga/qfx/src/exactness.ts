@@ -68,18 +68,11 @@ export interface ProductBound {
   largest: number;
 }
 
-/** Whether float32 gives the exact sum of `terms` products: by the types, else by the weights themselves. */
-export function productBound(
-  x: FixedType,
-  w: Format,
-  terms: number,
-  weights: () => ArrayLike<number>,
-  fractions: readonly number[],
-  channels: number,
-): ProductBound {
+/** Whether float32 gives the exact sum of `terms` products: by the types, else by the weights' own sums. */
+export function productBound(x: FixedType, w: Format, terms: number, largestColumn: () => number): ProductBound {
   const byType = 2 ** (magnitudeBits(x) + magnitudeBits(w)) * terms;
   if (byType <= FLOAT32) return { exact: true, largest: byType };
-  const largest = 2 ** magnitudeBits(x) * largestColumn(weights(), fractions, channels);
+  const largest = 2 ** magnitudeBits(x) * largestColumn();
   return { exact: largest <= FLOAT32, largest };
 }
 

@@ -9,13 +9,16 @@ import {
   checkFloat64,
   checkHolds,
   type Exactness,
+  largestColumn,
   magnitudeBits,
   productBound,
   splitProduct,
 } from './exactness.ts';
 import type { Activation, Directives, Window2d } from './graph.ts';
+import { heap } from './heap.ts';
 import { packed, unpacked } from './packed.ts';
 import {
+  columnSums,
   FixedQuantizer,
   type Forward,
   MultiplierFreeQuantizer,
@@ -223,7 +226,7 @@ export class QfxReLU extends QfxLayer<QfxLayerArgs & { activation?: Activation }
   override call(inputs: Inputs): tf.Tensor {
     const x = single(inputs);
     const relu = (this.args.activation ?? 'relu') === 'relu';
-    return this.quantizer.round([x], x.shape, ([v]) => ({ v, pull: (dv) => [dv] }), relu);
+    return this.quantizer.roundSum(x, undefined, relu);
   }
 
   freeze(inputs: string[]): FrozenNodes {
@@ -365,7 +368,7 @@ export abstract class QfxMac<A extends QfxMacArgs = QfxMacArgs> extends QfxLayer
     const fractions = this.weightQuantizer.positions().map((I) => wFormat.W - I);
     const terms = this.terms();
     const channels = this.channels();
-    const bound = productBound(xType, wFormat, terms, () => valuesOf(w), fractions, channels);
+    const bound = productBound(xType, wFormat, terms, () => this.largestColumn(w, fractions, channels));
     const acc = this.product(x, w);
     let exact: Float64Array | undefined;
     if (!bound.exact) {
@@ -377,22 +380,22 @@ export abstract class QfxMac<A extends QfxMacArgs = QfxMacArgs> extends QfxLayer
     }
     this.checkSum(bound.largest, xType, fractions);
     const wrap = this.wrapping(xType);
-    const inputs = b ? [acc, b] : [acc];
+    const relu = this.args.activation === 'relu';
+    if (!exact && !wrap) return this.quantizer.roundSum(acc, b, relu);
+    // The float32 product carries the gradient; its exact value comes from the parts.
     const forward = ([sums, biases]: Float32Array[]): Forward => {
       const v: Reals = exact ?? sums;
-      const pull = (dv: Float32Array): Reals[] => {
-        if (!b) return [dv];
-        const db = new Float64Array(channels);
-        for (let i = 0, c = 0; i < dv.length; i++) {
-          db[c] += dv[i];
-          if (++c === channels) c = 0;
-        }
-        return [dv, db];
-      };
+      const pull = (dv: Float32Array): Reals[] => (b ? [dv, columnSums(dv, channels)] : [dv]);
       if (!wrap) return { v, offset: biases, pull };
       return { v: Float64Array.from(v, (value, i) => wrap(value + (biases ? biases[i % channels] : 0))), pull };
     };
-    return this.quantizer.round(inputs, acc.shape, forward, this.args.activation === 'relu');
+    return this.quantizer.round(b ? [acc, b] : [acc], acc.shape, forward, relu);
+  }
+
+  /** Largest sum of |raw weight| of one output. */
+  private largestColumn(w: tf.Tensor, fractions: number[], channels: number): number {
+    const kernels = fractions.length === 1 ? heap() : null;
+    return kernels ? kernels.column(w, channels) * 2 ** fractions[0] : largestColumn(valuesOf(w), fractions, channels);
   }
 
   private checkSum(products: number, xType: FixedType, fractions: number[]): void {

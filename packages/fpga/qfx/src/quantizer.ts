@@ -1,6 +1,7 @@
 import { ensure, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import type { MultiplierFreeConfig } from './digits.ts';
+import { type Heap, type HeapGrid, heap } from './heap.ts';
 import { digitRounding, type Format, fixedRounding, levelsOf, type Rounding } from './rounding.ts';
 import { checkType, type FixedType, fractionBits, hi, type OverflowMode, type QuantizationMode } from './types.ts';
 
@@ -145,7 +146,45 @@ export class FixedQuantizer {
 
   /** y = cast(x), with the gradients of x and theta. The first data seen initialise an unset position. */
   apply<T extends tf.Tensor>(x: T): T {
-    return this.round([x], x.shape, ([values]) => ({ v: values, pull: (dv) => [dv] })) as T;
+    return this.roundSum(x) as T;
+  }
+
+  /** cast(relu(v + bias)) for values that float32 holds exactly; bias has one entry per channel (the last axis). */
+  roundSum(v: tf.Tensor, bias?: tf.Tensor, relu = false): tf.Tensor {
+    const kernels = heap();
+    const { plain } = this.rounding;
+    if (kernels && plain && v.dtype === 'float32' && this.ready && this.theta.size === 1 && v.size > 0) {
+      return this.roundOnHeap(kernels, { ...plain, fraction: this.format.W - this.positions()[0], relu }, v, bias);
+    }
+    const forward = ([values, offset]: Float32Array[]): Forward => ({
+      v: values,
+      offset,
+      pull: (dv) => (offset ? [dv, columnSums(dv, offset.length)] : [dv]),
+    });
+    return this.round(bias ? [v, bias] : [v], v.shape, forward, relu);
+  }
+
+  /** The same numbers without copying tensors out of the wasm backend and back. */
+  private roundOnHeap(kernels: Heap, grid: HeapGrid, v: tf.Tensor, bias?: tf.Tensor): tf.Tensor {
+    const g = this.scaleOfGradient(v.size);
+    const { learn } = this;
+    const operation = tf.customGrad((...args) => {
+      const save = args[args.length - 1] as tf.GradSaveFunc;
+      const y = kernels.round(v, bias, grid) ?? refuse('value', 'cannot represent NaN or infinity');
+      save(bias ? [v, y, bias] : [v, y]);
+      return {
+        value: y,
+        gradFunc: (dy: tf.Tensor, saved: tf.Tensor[]) => {
+          const back = kernels.pull(dy, saved[0], saved[2], saved[1], grid);
+          const gradients = [back.dv];
+          if (bias) gradients.push(tf.sum(tf.reshape(back.dv, [-1, bias.size]), 0));
+          if (learn) gradients.push(tf.tensor1d([g * Math.LN2 * back.sum]));
+          return gradients;
+        },
+      };
+    });
+    const inputs = bias ? [v, bias] : [v];
+    return learn ? operation(...inputs, this.theta) : operation(...inputs);
   }
 
   /**
@@ -183,8 +222,13 @@ export class FixedQuantizer {
 
   private grid(n: number): Grid {
     const positions = this.positions();
-    const g = this.positionGrad === 'lsq' ? 1 / Math.sqrt((n / positions.length) * hi({ ...this.format, I: 0 })) : 1;
+    const g = this.scaleOfGradient(n / positions.length);
     return { rounding: this.rounding, fractions: positions.map((I) => this.format.W - I), g };
+  }
+
+  /** g of the position's gradient. */
+  private scaleOfGradient(n: number): number {
+    return this.positionGrad === 'lsq' ? 1 / Math.sqrt(n * hi({ ...this.format, I: 0 })) : 1;
   }
 }
 
@@ -213,6 +257,16 @@ export function positionOf(theta: number, iMin: number, iMax: number): number {
 
 function clip(x: number, low: number, high: number): number {
   return Math.min(Math.max(x, low), high);
+}
+
+/** Sums over all axes but the last. */
+export function columnSums(values: ArrayLike<number>, channels: number): Float64Array {
+  const sums = new Float64Array(channels);
+  for (let i = 0, c = 0; i < values.length; i++) {
+    sums[c] += values[i];
+    if (++c === channels) c = 0;
+  }
+  return sums;
 }
 
 function newVariable(values: number[]): tf.Variable {
