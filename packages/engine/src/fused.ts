@@ -231,6 +231,52 @@ export function adamUpdate(
   });
 }
 
+/** New moments and the direction of a step; see {@link adamDirection}. */
+export interface AdamDirection {
+  /** m̂/(√v̂ + ε), shape of the gradient: what Adam subtracts, before the learning rate. */
+  direction: tf.Tensor;
+  m: tf.Tensor;
+  v: tf.Tensor;
+}
+
+/**
+ * Adam as a pure function (Kingma and Ba 2015, algorithm 1): m′ = β₁m + (1 − β₁)g, v′ = β₂v + (1 − β₂)g² and the
+ * direction m̂/(√v̂ + ε) with both moments corrected for their bias. One kernel on the wasm backend; plain ops elsewhere,
+ * for other types than float32, and while gradients are being recorded, so that it can be differentiated.
+ *
+ * @param gradient any shape, float32.
+ * @param m first moment, same shape; zero before step 1.
+ * @param v second moment, same shape; zero before step 1.
+ * @returns three new tensors.
+ * @throws Error when shapes differ or the step is not at least 1.
+ */
+export function adamDirection(
+  gradient: tf.Tensor,
+  m: tf.Tensor,
+  v: tf.Tensor,
+  options: Pick<AdamOptions, 'beta1' | 'beta2' | 'epsilon' | 'step'>,
+): AdamDirection {
+  const { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, step } = options;
+  if (!(step >= 1)) throw new Error(`engine: step of adamDirection is ${step}; count from 1.`);
+  sameShape('adamDirection', gradient, m, v);
+  const [correct1, correct2] = [1 - beta1 ** step, 1 - beta2 ** step];
+  const isFloat = [gradient, m, v].every(({ dtype }) => dtype === 'float32');
+  if (isFloat && !isRecording() && isFused('MatforgeAdam')) {
+    const attrs = { beta1, beta2, epsilon, correct1, correct2 };
+    const [direction, m2, v2] = run<tf.Tensor[]>('MatforgeAdam', { gradient, m, v }, attrs);
+    return { direction, m: m2, v: v2 };
+  }
+  const m2 = tf.tidy(() => tf.add(tf.mul(m, beta1), tf.mul(gradient, 1 - beta1)));
+  const v2 = tf.tidy(() => tf.add(tf.mul(v, beta2), tf.mul(tf.square(gradient), 1 - beta2)));
+  const direction = tf.tidy(() => tf.div(tf.div(m2, correct1), tf.add(tf.sqrt(tf.div(v2, correct2)), epsilon)));
+  return { direction, m: m2, v: v2 };
+}
+
+/** Whether kernels are being recorded for a gradient. */
+function isRecording(): boolean {
+  return (tf.engine() as unknown as { isTapeOn(): boolean }).isTapeOn();
+}
+
 /**
  * One step of stochastic gradient descent: u = μu + g, w −= η·u (with Nesterov: η·(g + μu)), after decoupled decay.
  *
@@ -321,6 +367,19 @@ const CODES: Record<Activation, number> = {
 };
 
 const KERNELS: Record<string, Run> = {
+  MatforgeAdam: (call) => {
+    const { gradient, m, v } = call.inputs;
+    const { beta1, beta2, epsilon, correct1, correct2 } = call.attrs as Record<string, number>;
+    const outputs = [out(call, m.shape), out(call, m.shape), out(call, m.shape)];
+    const engine = native(call.backend)!;
+    const [g, m1, v1, ...to] = [gradient, m, v, ...outputs].map((tensor) => engine.at(tensor));
+    // A step of rate -1 from weights that decay by all of themselves: the direction is what remains.
+    engine.kernels.mf_adam(
+      ...[size(m.shape), g, g, m1, v1, ...to],
+      ...[-1, beta1, beta2, 1 - beta1, 1 - beta2, epsilon, correct1, correct2, 1],
+    );
+    return outputs;
+  },
   MatforgeActivation: (call) => {
     const { x } = call.inputs;
     const y = out(call, x.shape);

@@ -1,5 +1,7 @@
 export {
+  type AdamDirection,
   type AdamOptions,
+  adamDirection,
   adamStep,
   causalSoftmax,
   gelu,

@@ -1,6 +1,7 @@
 import * as tf from '@tensorflow/tfjs';
 import fc from 'fast-check';
 import {
+  adamDirection,
   adamStep,
   causalSoftmax,
   gelu,
@@ -178,6 +179,72 @@ describe('optimizer steps', () => {
       expected.forEach((value, i) => {
         expect(got[k][i]).toBeCloseTo(value, 5);
       });
+    });
+  });
+
+  describe('adamDirection', () => {
+    const options = { beta1: 0.8, beta2: 0.95, epsilon: 1e-6 };
+
+    it('follows algorithm 1 of the paper in one kernel, and changes nothing that it was given', async () => {
+      await ready();
+      const shape = [3, 7];
+      let [m, v] = [tf.zeros(shape), tf.zeros(shape)];
+      const [m1, v1] = [new Array(21).fill(0), new Array(21).fill(0)];
+      for (let step = 1; step <= 3; step++) {
+        const gradient = values(shape, step);
+        const numbers = Array.from(gradient.dataSync());
+        const before = [gradient, m, v].map((tensor) => Array.from(tensor.dataSync()));
+        let next!: ReturnType<typeof adamDirection>;
+        const { kernels } = await tf.profile(() => {
+          next = adamDirection(gradient, m, v, { ...options, step });
+          return next.direction;
+        });
+        expect(kernels.length).toBe(1);
+        expect([gradient, m, v].map((tensor) => Array.from(tensor.dataSync()))).toEqual(before);
+        const direction = next.direction.dataSync();
+        numbers.forEach((g, i) => {
+          m1[i] = 0.8 * m1[i] + 0.2 * g;
+          v1[i] = 0.95 * v1[i] + 0.05 * g * g;
+          expect(direction[i]).toBeCloseTo(
+            m1[i] / (1 - 0.8 ** step) / (Math.sqrt(v1[i] / (1 - 0.95 ** step)) + 1e-6),
+            5,
+          );
+        });
+        tf.dispose([gradient, m, v, next.direction]);
+        [m, v] = [next.m, next.v];
+      }
+      tf.dispose([m, v]);
+    });
+
+    it('gives no number where the gradient is none or infinite, as the formula does', async () => {
+      await ready();
+      const given = [Number.NaN, Number.POSITIVE_INFINITY, 0, 1, -2];
+      const [gradient, zero] = [tf.tensor1d(given), tf.zeros([5])];
+      const { direction, m, v } = adamDirection(gradient, zero, zero, { ...options, step: 1 });
+      const got = Array.from(direction.dataSync());
+      expect(got.slice(0, 2)).toEqual([Number.NaN, Number.NaN]);
+      [0, 1, -1].forEach((value, i) => {
+        expect(got[i + 2]).toBeCloseTo(value, 5);
+      });
+      tf.dispose([gradient, zero, direction, m, v]);
+    });
+
+    it('can be differentiated', async () => {
+      await ready();
+      const [zero, x] = [tf.zeros([2]), tf.tensor1d([0.5, -2])];
+      // With epsilon 1 the first direction is g/(|g| + 1), whose slope is 1/(|g| + 1)².
+      const slope = tf.grad((g) => adamDirection(g, zero, zero, { epsilon: 1, step: 1 }).direction)(x);
+      const got = slope.dataSync();
+      expect(got[0]).toBeCloseTo(1 / 1.5 ** 2, 5);
+      expect(got[1]).toBeCloseTo(1 / 3 ** 2, 5);
+      tf.dispose([zero, x, slope]);
+    });
+
+    it('refuses shapes that differ and steps before the first', () => {
+      const [one, two] = [tf.ones([2]), tf.ones([3])];
+      expect(() => adamDirection(one, two, one, { step: 1 })).toThrow(/shape \[3\]/);
+      expect(() => adamDirection(one, one, one, { step: 0 })).toThrow(/step of adamDirection is 0; count from 1/);
+      tf.dispose([one, two]);
     });
   });
 

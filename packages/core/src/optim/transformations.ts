@@ -1,3 +1,4 @@
+import { adamDirection } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
 import { ensure, refuse } from '../errors.ts';
 import { type NumberOrSchedule, type ScalarSchedule, valueAt } from './schedules.ts';
@@ -67,14 +68,13 @@ export function scaleByAdam(options: AdamOptions = {}): GradientTransformation<A
     }),
     update(updates, state) {
       const count = mapNamed(updates, (_, name) => state.count[name] + 1);
-      const mu = mapNamed(updates, (g, name) => average(state.mu[name], g, beta1));
-      const nu = mapNamed(updates, (g, name) => average(state.nu[name], tf.square(g), beta2));
-      const direction = mapNamed(updates, (_, name) => {
-        const mHat = tf.div(mu[name], 1 - beta1 ** count[name]);
-        const vHat = tf.div(nu[name], 1 - beta2 ** count[name]);
-        return tf.div(mHat, tf.add(tf.sqrt(vHat), epsilon));
-      });
-      return { updates: direction, state: { count, mu, nu } };
+      const steps = mapNamed(updates, (g, name) =>
+        adamDirection(g, state.mu[name], state.nu[name], { beta1, beta2, epsilon, step: count[name] }),
+      );
+      return {
+        updates: mapNamed(steps, ({ direction }) => direction),
+        state: { count, mu: mapNamed(steps, ({ m }) => m), nu: mapNamed(steps, ({ v }) => v) },
+      };
     },
   };
 }
