@@ -43,7 +43,7 @@ const between = (next: () => number, low: number, high: number): number => low +
 /** Mostly a few bits near the binary point, sometimes many or far away; every rounding and overflow mode. */
 function randomType(next: () => number, widest: number): FixedType {
   const shape = next();
-  const W = shape < 0.75 ? between(next, 1, 10) : shape < 0.95 ? between(next, 8, 24) : between(next, 20, widest);
+  const W = shape < 0.7 ? between(next, 1, 10) : shape < 0.86 ? between(next, 8, 24) : between(next, 20, widest);
   const I = next() < 0.9 ? between(next, -2, Math.min(W, 8) + 2) : between(next, -20, W + 12);
   const Q = pick(next, QUANTIZATION_MODES);
   const signed = next() < 0.6;
@@ -98,7 +98,7 @@ const OPS = [
 /** Sums of products over `terms` inputs. */
 function macFields(next: () => number, x: FixedType, shape: number[], channels: number, terms: number) {
   const free = next() < 0.25;
-  let weightType = randomType(next, 24);
+  let weightType = randomType(next, 40);
   const k = between(next, 1, 3);
   const digits = pick(next, ['unsigned', 'signed'] as const);
   if (free) weightType = fixedType(Math.min(weightType.W, 10), weightType.I, { ...weightType, O: 'AP_SAT' });
@@ -106,7 +106,7 @@ function macFields(next: () => number, x: FixedType, shape: number[], channels: 
   const levels = free ? digitLevels(high, k, digits) : undefined;
   const weights = rawTensor(next, shape, weightType, levels);
   const withBias = next() < 0.7;
-  const biasType = randomType(next, 32);
+  const biasType = randomType(next, 45);
   const sums = fixedType(8, x.I + weightType.I + Math.ceil(Math.log2(terms)), {});
   const rule = next();
   const fraction = Math.max(x.W - x.I + weightType.W - weightType.I, withBias ? biasType.W - biasType.I : -999);
@@ -117,7 +117,7 @@ function macFields(next: () => number, x: FixedType, shape: number[], channels: 
     weightType,
     ...(withBias ? { bias: rawTensor(next, [channels], biasType), biasType } : {}),
     activation: next() < 0.5 ? ('relu' as const) : ('linear' as const),
-    type: near(randomType(next, 30), sums, next),
+    type: near(randomType(next, 45), sums, next),
     accumulator: rule < 0.55 ? ('full' as const) : rule < 0.85 ? ('tight' as const) : explicit,
     ...(free ? { multiplierFree: { k, digits } } : {}),
     directives: {
@@ -247,7 +247,7 @@ export const randomGraph: fc.Arbitrary<{ seed: number; recipes: Recipe[] }> = fc
 /** Grows the graph of a description; every node that nothing else reads is joined into the output where types allow. */
 export function grow(name: string, description: { seed: number; recipes: Recipe[] }, samples = 12): RandomGraph {
   const next = random(description.seed);
-  const inputType = randomType(next, 30);
+  const inputType = randomType(next, 40);
   const inputShape = pick(next, [[5], [6, 2], [5, 4, 2], [4, 6, 1], [3, 3, 3], [1, 5, 2], [7, 1, 1]]);
   const made: Made[] = [{ name: 'x', shape: inputShape, type: inputType }];
   const nodes: NodeSpec[] = [{ op: 'input', name: 'x', shape: inputShape, type: inputType }];
