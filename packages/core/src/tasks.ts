@@ -121,8 +121,10 @@ export function blobTransfer(seed: number): TransferTask {
   const [dim, classes] = [32, 16];
   const stream = random(seed).fork('blobs');
   const means = stream.normal([classes, dim]);
-  const { u, v } = thinSvd(stream.normal([dim, dim]) as tf.Tensor2D);
-  const rotated = tf.tidy(() => tf.matMul(means as tf.Tensor2D, tf.matMul(u, v, false, true)));
+  const rotated = tf.tidy(() => {
+    const { u, v } = thinSvd(stream.normal([dim, dim]) as tf.Tensor2D);
+    return tf.matMul(means as tf.Tensor2D, tf.matMul(u, v, false, true));
+  });
   const permutation = stream.permutation(classes);
   const draw = (centres: tf.Tensor, rows: number, label: (index: number) => number): Samples => {
     const indices = Int32Array.from({ length: rows }, () => stream.integer(classes));
@@ -138,7 +140,7 @@ export function blobTransfer(seed: number): TransferTask {
   trainFullBatch(pretrained, source, { steps: 200, learningRate: 5e-3 });
   const weights = pretrained.getWeights().map((weight) => weight.clone());
   pretrained.dispose();
-  tf.dispose([means, u, v, rotated, source.x, source.y]);
+  tf.dispose([means, rotated, source.x, source.y]);
   return {
     model: () => {
       const copy = reluMlp([dim, 64, 64, classes], random(0));

@@ -43,18 +43,22 @@ const FORMAT = 'matforge-seal-claim-1';
  * @throws MatforgeError for an unknown adapter, or one of another method.
  */
 export function claimOf(model: tf.LayersModel, name: string): Claim {
-  const sites = Object.entries(adapterTensors(model, name));
-  for (const [, tensors] of sites) {
-    ensure(
-      tensors.C && tensors.Cp && tensors.scale,
-      name,
-      () => 'is not an adapter of seal, so it carries no passports',
-    );
-  }
+  const sites = sealTensors(model, name);
   return {
     scale: sites[0][1].scale.dataSync()[0],
     layers: sites.map(([site, tensors]) => layerOf(site, (key) => tf.clone(tensors[key]))),
   };
+}
+
+/** An adapter's tensors by layer, which must be seal's. */
+function sealTensors(model: tf.LayersModel, name: string): [string, Record<string, tf.Tensor>][] {
+  const sites = Object.entries(adapterTensors(model, name));
+  ensure(
+    sites.every(([, { C, Cp, passport }]) => C && Cp && passport),
+    name,
+    () => 'is not an adapter of seal, so it carries no passports',
+  );
+  return sites;
 }
 
 /** The tensors of a claim by layer, as `setAdapterTensors` takes them. They stay the claim's. */
@@ -232,7 +236,7 @@ function layerOf(name: string, tensor: (key: (typeof KEYS)[number]) => tf.Tensor
 export function setPassport(model: tf.LayersModel, name: string, passport: 0 | 1): void {
   ensure(passport === 0 || passport === 1, 'passport', () => `must be 0 (C) or 1 (C'), got ${passport}`);
   // The switch is shared: through one layer it is set for all.
-  const [site] = Object.keys(adapterTensors(model, name));
+  const [[site]] = sealTensors(model, name);
   const value = tf.scalar(passport);
   setAdapterTensors(model, name, { [site]: { passport: value } });
   value.dispose();
@@ -248,7 +252,7 @@ export function setPassports(
   name: string,
   passports: Record<string, { C: tf.Tensor2D; Cp: tf.Tensor2D }>,
 ): void {
-  const adapter = adapterTensors(model, name);
+  const adapter = Object.fromEntries(sealTensors(model, name));
   for (const [site, { C, Cp }] of Object.entries(passports)) {
     const { A } = adapter[site] ?? refuse(site, `adapter "${name}" is not on that layer`);
     checkPassports(site, A.shape[1] as number, C, Cp);

@@ -10,6 +10,7 @@ import {
   refuse,
   setActive,
   setAdapterTensors,
+  sitesOf,
   toMatrix,
   toTensor,
 } from '@matforge/core';
@@ -51,9 +52,16 @@ export async function embed<M extends tf.LayersModel>(
 ): Promise<M> {
   const layers = Object.entries(deltas);
   ensure(layers.length > 0, 'deltas', () => 'holds no layer; give the kernel changes of the adapter to be marked');
+  const sites = new Map(sitesOf(model).map((site) => [site.name, site]));
   for (const [layer, delta] of layers) {
-    const limit = Math.min(...delta.shape);
-    if (limit < 2)
+    const site =
+      sites.get(layer) ?? refuse(layer, `the model has no such layer; its layers are ${[...sites.keys()].join(', ')}`);
+    ensure(
+      String(delta.shape) === String([site.inDim, site.outDim]),
+      layer,
+      () => `the kernel change is [${delta.shape}], the kernel [${[site.inDim, site.outDim]}]`,
+    );
+    if (Math.min(...delta.shape) < 2)
       refuse(layer, `a passport needs rank 2, the kernel change is [${delta.shape}]; leave this layer out`);
     ensure(
       toMatrix(delta).data.every(Number.isFinite),
@@ -73,7 +81,7 @@ export async function embed<M extends tf.LayersModel>(
   const start = tf.tidy(() => {
     const made: Record<string, Record<'A' | 'B', tf.Tensor>> = {};
     for (const [layer, delta] of layers) {
-      const { C, Cp } = attached[layer] ?? refuse(layer, 'the model has no such layer');
+      const { C, Cp } = attached[layer];
       const { A, B } = entangledFactors(
         toMatrix(delta),
         { C: toMatrix(C), Cp: toMatrix(Cp), scale: alpha / rank },
