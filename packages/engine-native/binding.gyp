@@ -9,11 +9,12 @@
       "type": "static_library",
       "sources": ["c/engine/conv.c", "c/engine/rows.c", "c/engine/elementwise.c"],
       "include_dirs": ["c/shim"],
-      "cflags": ["-fPIC"],
+      "defines": ["__wasm_relaxed_simd__"],
+      "cflags": ["-fPIC", "-ffp-contract=off"],
       "conditions": [
         [
           "target_arch=='x64'",
-          { "cflags": ["-mavx2", "-mfma"], "xcode_settings": { "OTHER_CFLAGS": ["-mavx2", "-mfma"] } }
+          { "cflags": ["-mavx2", "-mfma"], "xcode_settings": { "OTHER_CFLAGS": ["-mavx2", "-mfma", "-ffp-contract=off"] } }
         ]
       ]
     },

@@ -1,5 +1,5 @@
-// What the kernels of @matforge/engine use of WebAssembly's SIMD, in vector extensions of GCC and Clang, so that the same
-// sources compile to machine code.
+// What the kernels of @matforge/engine use of WebAssembly's SIMD, relaxed multiply-add included, in vector extensions of
+// GCC and Clang, so that the same sources compile to machine code.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -50,7 +50,8 @@ MF v128_t wasm_f32x4_le(v128_t a, v128_t b) { return MF_F(a <= b); }
 MF v128_t wasm_f32x4_gt(v128_t a, v128_t b) { return MF_F(a > b); }
 MF v128_t wasm_f32x4_ge(v128_t a, v128_t b) { return MF_F(a >= b); }
 MF v128_t wasm_f32x4_abs(v128_t a) { return MF_F(MF_I(a) & 0x7fffffff); }
-#if defined(__SSE4_1__)
+#if defined(__x86_64__)
+MF v128_t wasm_f32x4_relaxed_madd(v128_t a, v128_t b, v128_t c) { return MF_F(_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c)); }
 MF v128_t wasm_f32x4_sqrt(v128_t a) { return MF_F(_mm_sqrt_ps((__m128)a)); }
 MF v128_t wasm_f32x4_nearest(v128_t a) { return MF_F(_mm_round_ps((__m128)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
 MF v128_t wasm_i32x4_trunc_sat_f32x4(v128_t a) {
@@ -59,6 +60,9 @@ MF v128_t wasm_i32x4_trunc_sat_f32x4(v128_t a) {
   return MF_F((fits ^ large) & MF_I(a == a));
 }
 #elif defined(__aarch64__)
+MF v128_t wasm_f32x4_relaxed_madd(v128_t a, v128_t b, v128_t c) {
+  return MF_F(vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b));
+}
 MF v128_t wasm_f32x4_sqrt(v128_t a) { return MF_F(vsqrtq_f32((float32x4_t)a)); }
 MF v128_t wasm_f32x4_nearest(v128_t a) { return MF_F(vrndnq_f32((float32x4_t)a)); }
 MF v128_t wasm_i32x4_trunc_sat_f32x4(v128_t a) { return MF_F(vcvtq_s32_f32((float32x4_t)a)); }
