@@ -1,7 +1,6 @@
+import { ready } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { freeze, graphToJson, type QuantizeConfig, quantizeModel, simulate } from '../src/index.ts';
-
-beforeAll(() => tf.setBackend('cpu'));
 
 /** Uniform numbers in [low, high), seeded. */
 function uniform(shape: number[], low: number, high: number, seed: number): tf.Tensor {
@@ -93,7 +92,9 @@ function compare(float: tf.LayersModel, config: QuantizeConfig, seed = 7): void 
   model.dispose();
 }
 
-describe('the training forward pass is the integer program', () => {
+describe.each(['cpu', 'wasm'])('the training forward pass is the integer program on %s', (backend) => {
+  beforeAll(() => (backend === 'wasm' ? ready() : tf.setBackend(backend)));
+
   test.each<[string, () => tf.LayersModel, QuantizeConfig]>([
     ['a CNN at 8 bits', cnn, {}],
     ['a CNN at 3 bits, per channel', cnn, { bits: 3, perChannel: true }],
@@ -118,6 +119,8 @@ describe('the training forward pass is the integer program', () => {
 });
 
 describe('quantizeModel', () => {
+  beforeAll(() => ready());
+
   test('trains with learned positions, freezes, and simulates', async () => {
     const float = scramble(cnn());
     const x = uniform([64, 8, 8, 1], 0, 1, 3);
