@@ -12,8 +12,10 @@ export type ConfigSchema = z.ZodObject;
 export function parseConfig<S extends ConfigSchema>(owner: string, schema: S, given: unknown): z.output<S> {
   const result = schema.strict().safeParse(given ?? {});
   if (result.success) return result.data as z.output<S>;
-  const issue = result.error.issues[0];
-  if (issue.code === 'unrecognized_keys') {
+  const { issues } = result.error;
+  // A misspelt option also shows as a missing one; the slip is what the user wants to hear of.
+  const issue = issues.find(({ code, path }) => code === 'unrecognized_keys' && path.length === 0) ?? issues[0];
+  if (issue.code === 'unrecognized_keys' && issue.path.length === 0) {
     const known = Object.keys(schema.shape);
     const near = didYouMean(issue.keys[0], known);
     const hint = near ? `did you mean "${near}"?` : `known options: ${known.join(', ') || 'none'}`;

@@ -152,8 +152,15 @@ export interface StepDecision<K extends string> {
 /** Runs between the backward pass and the optimizer. */
 export interface TrainingSchedule<K extends string> {
   onStep(info: StepInfo<K>): StepDecision<K> | undefined;
+  /** What it must remember for an exact resume: a tree of typed arrays, numbers, texts and tensors (copies). */
+  state?(): unknown;
+  /** Continues from what `state` returned; copies it. What it had frozen is core's to restore. */
+  restore?(state: unknown): void;
   dispose?(): void;
 }
+
+/** How a tensor of a convolution is laid out in an adapter directory. */
+export type ConvolutionLayout = 'patches' | 'pointwise' | 'channels';
 
 /** How a method's tensors and options are spelled in an adapter directory (PEFT's format). */
 export interface PeftFormat<C, K extends string> {
@@ -165,6 +172,11 @@ export interface PeftFormat<C, K extends string> {
   fromJson(json: Record<string, unknown>): Record<string, unknown>;
   /** File suffix per tensor. Matrices are transposed to PyTorch's `[out, in]`. */
   keys(site: Site): { readonly [Name in K]?: string };
+  /**
+   * Shapes in the file where the site is a convolution of kernel h×w: `patches` `[h·w·cin, n]` as `[n, cin, h, w]`,
+   * `pointwise` `[n, out]` as `[out, n, 1, 1]`, `channels` `[n]` as `[1, n, 1, 1]`. Others as for a dense layer.
+   */
+  readonly convolution?: { readonly [Name in K]?: ConvolutionLayout };
   /** Other types to read as this one. */
   readonly aliases?: readonly string[];
   /**

@@ -1,7 +1,8 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure } from '../errors.ts';
-import { setTensor } from './attach.ts';
-import { adapterOf, BASE, effective, hostOf, markTrainable } from './host.ts';
+import { heldTensor, setTensor } from './attach.ts';
+import { adapterOf, BASE, effective, type Host, hostOf, markTrainable, placeModules } from './host.ts';
+import { merge, unmerge } from './merge.ts';
 
 /**
  * Chooses which adapters act. Costs no recompilation; a compiled model trains the new choice from its next step on.
@@ -20,24 +21,35 @@ export function setActive<M extends tf.LayersModel>(model: M, names: string | re
   return model;
 }
 
-/** Runs `body` with the base model alone and returns its value. */
+/**
+ * Runs `body` with the base model alone and returns its value; for a promise, until it is settled. Merged adapters are
+ * unmerged for that time. Biases that an adapter trains keep their trained values.
+ */
 export function disable<T>(model: tf.LayersModel, body: () => T): T {
   const host = hostOf(model);
-  ensure(host.merged.length === 0, 'model', () => `has merged adapters (${host.merged.join(', ')}); unmerge first`);
-  host.disabled = true;
+  const { merged, disabled } = host;
+  if (merged.length > 0) unmerge(model);
+  const set = (value: boolean) => {
+    host.disabled = value;
+    placeModules(host);
+  };
+  const restore = () => {
+    set(disabled);
+    // What was written before may be written again: the merged kernels come out the same.
+    if (merged.length > 0) merge(model, merged, { safe: false });
+  };
+  set(true);
   let result: T;
   try {
     result = body();
   } catch (error) {
-    host.disabled = false;
+    restore();
     throw error;
   }
-  if (result instanceof Promise) {
-    return result.finally(() => {
-      host.disabled = false;
-    }) as T;
-  }
-  host.disabled = false;
+  // Not instanceof: promises may come from another realm.
+  const promise = result as Partial<Promise<unknown>> | undefined;
+  if (typeof promise?.then === 'function') return Promise.resolve(result).finally(restore) as T;
+  restore();
   return result;
 }
 
@@ -61,11 +73,52 @@ export function predictMixed(
   );
   ensure(host.merged.length === 0, 'model', () => `has merged adapters (${host.merged.join(', ')}); unmerge first`);
   for (const name of adapterNames) if (name !== BASE) adapterOf(host, name);
-  host.rows = adapterNames;
+  const acting = new Set([...host.active, ...adapterNames].filter((name) => name !== BASE));
+  const own = [...acting].some((name) => adapterOf(host, name).modules.size > 0);
+  return own ? predictApart(host, x, adapterNames) : predictRows(host, x, adapterNames);
+}
+
+function predictRows(host: Host, x: tf.Tensor | tf.Tensor[], rows: readonly string[]): tf.Tensor | tf.Tensor[] {
+  host.rows = rows;
   try {
-    return model.predictOnBatch(x);
+    return host.model.predictOnBatch(x);
   } finally {
     host.rows = undefined;
+  }
+}
+
+/** Adapters that bring modules of their own run one after the other over their rows. */
+function predictApart(
+  host: Host,
+  x: tf.Tensor | tf.Tensor[],
+  adapterNames: readonly string[],
+): tf.Tensor | tf.Tensor[] {
+  const names = [...new Set(adapterNames)];
+  const rowsOf = (name: string) => adapterNames.flatMap((other, row) => (other === name ? [row] : []));
+  const order = names.flatMap(rowsOf);
+  const back = adapterNames.map((_, row) => order.indexOf(row));
+  try {
+    return tf.tidy(() => {
+      const parts = names.map((name) => {
+        const pick = (input: tf.Tensor) => tf.gather(input, rowsOf(name));
+        placeModules(host, name === BASE ? [] : [name]);
+        const rows = rowsOf(name).map(() => name);
+        const y = predictRows(host, Array.isArray(x) ? x.map(pick) : pick(x), rows);
+        return Array.isArray(y) ? y : [y];
+      });
+      const outputs = parts[0].map((_, i) =>
+        tf.gather(
+          tf.concat(
+            parts.map((part) => part[i]),
+            0,
+          ),
+          back,
+        ),
+      );
+      return outputs.length === 1 ? outputs[0] : outputs;
+    });
+  } finally {
+    placeModules(host);
   }
 }
 
@@ -140,7 +193,7 @@ export function adapterTensors(model: tf.LayersModel, name: string): Record<stri
 /**
  * Replaces tensors of an adapter, by layer and name. The values are copied.
  *
- * @throws MatforgeError for an unknown adapter, layer or tensor, or another shape.
+ * @throws MatforgeError for an unknown adapter, layer or tensor, or another shape; nothing is replaced then.
  */
 export function setAdapterTensors(
   model: tf.LayersModel,
@@ -148,9 +201,11 @@ export function setAdapterTensors(
   values: Record<string, Record<string, tf.Tensor>>,
 ): void {
   const adapter = adapterOf(hostOf(model), name);
-  for (const [site, tensors] of Object.entries(values)) {
-    for (const [tensor, value] of Object.entries(tensors)) setTensor(adapter, site, tensor, tf.clone(value));
-  }
+  const entries = Object.entries(values).flatMap(([site, tensors]) =>
+    Object.entries(tensors).map(([tensor, value]) => ({ site, tensor, value })),
+  );
+  for (const { site, tensor, value } of entries) heldTensor(adapter, site, tensor, value);
+  for (const { site, tensor, value } of entries) setTensor(adapter, site, tensor, tf.clone(value));
 }
 
 /**

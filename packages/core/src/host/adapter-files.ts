@@ -5,7 +5,16 @@ import { ensure, refuse } from '../errors.ts';
 import { readSafetensors, writeDirectoryAtomic, writeSafetensors } from '../files/index.ts';
 import { type AttachOptions, attachWith, declared, detach, finite } from './attach.ts';
 import { type Adapter, adapterOf, type BiasOption, type Host, hostOf } from './host.ts';
-import { assign, type HostLayer, type LayerVariable, matchesName, namedLayers, sitesOf } from './sites.ts';
+import {
+  assign,
+  fullMatch,
+  type HostLayer,
+  type LayerSite,
+  type LayerVariable,
+  matchesName,
+  namedLayers,
+  sitesOf,
+} from './sites.ts';
 
 const PREFIX = 'base_model.model.';
 const CONFIG = 'adapter_config.json';
@@ -65,6 +74,7 @@ function configJson(adapter: Adapter, baseModel: string | null): Record<string, 
   const fields = format ? format.toJson(config) : { ...snakeCase(config), seed: adapter.seed };
   const type = format?.type ?? defaultType(method);
   return {
+    ...adapter.foreign,
     peft_type: type,
     task_type: null,
     base_model_name_or_path: baseModel,
@@ -77,6 +87,25 @@ function configJson(adapter: Adapter, baseModel: string | null): Record<string, 
     auto_mapping: null,
     ...fields,
   };
+}
+
+/** Fields of a file's configuration that neither the format nor the method knows; what is empty or off is left out. */
+function foreignFields(
+  json: Record<string, unknown>,
+  method: AnyLinearMethod,
+  config: Record<string, unknown>,
+): Record<string, unknown> {
+  const known = new Set([
+    ...['peft_type', 'task_type', 'base_model_name_or_path', 'revision', 'inference_mode', 'target_modules'],
+    ...['modules_to_save', 'bias', 'peft_version', 'auto_mapping', 'seed'],
+    ...Object.keys(method.peft ? method.peft.toJson(config) : snakeCase(method.config.shape)),
+  ]);
+  return Object.fromEntries(Object.entries(json).filter(([key, value]) => !known.has(key) && !isOff(value)));
+}
+
+function isOff(value: unknown): boolean {
+  if (value === null || value === false || value === '') return true;
+  return typeof value === 'object' && Object.keys(value).length === 0;
 }
 
 function defaultType(method: AnyLinearMethod): string {
@@ -110,56 +139,120 @@ function fileTensors(host: Host, adapter: Adapter): Record<string, tf.Tensor> {
     const converted = method.peft?.convert?.(attached.tensors, config);
     if (converted) {
       for (const [key, value] of Object.entries(converted)) {
-        tensors[keyOf(method, site, key, undefined)] = toFile(value as tf.Tensor, site);
+        tensors[keyOf(method, site, key, undefined)] = toFile(value as tf.Tensor, layoutOf(method, site, key));
       }
       continue;
     }
     for (const [key, spec] of Object.entries(specsOf(adapter, site, config))) {
       if (spec.role !== 'seeded')
-        tensors[keyOf(method, site, key, spec.shared)] ??= toFile(attached.tensors[key], site);
+        tensors[keyOf(method, site, key, spec.shared)] ??= toFile(attached.tensors[key], layoutOf(method, site, key));
     }
   }
-  for (const { key, weight, layer } of extras(host, adapter)) tensors[key] = toFile(weight.read(), layer);
+  for (const { key, value, layout } of extras(host, adapter)) tensors[key] = toFile(value, layout);
   return tensors;
 }
 
+/** A weight of the model that is stored with an adapter. */
+interface Extra {
+  readonly key: string;
+  readonly weight: LayerVariable;
+  /** The adapter's value, which need not be what the layer holds now. */
+  readonly value: tf.Tensor;
+  readonly layout: Layout;
+}
+
 /** Biases and whole modules that train along with an adapter. */
-function extras(host: Host, adapter: Adapter): { key: string; weight: LayerVariable; layer: { kind: Site['kind'] } }[] {
+function extras(host: Host, adapter: Adapter): Extra[] {
   return namedLayers(host.model).flatMap(({ name, layer }) => {
-    const whole = adapter.modulesToSave.some((module) => matchesName(name, module));
+    const own = layer.weights.filter((weight) => adapter.modules.has(weight));
+    if (own.length > 0) {
+      return own.map((weight) => ({
+        key: `${PREFIX}${name}.${moduleSuffix(layer, weight)}`,
+        weight,
+        value: adapter.modules.get(weight) ?? weight.read(),
+        layout: moduleLayout(layer, weight),
+      }));
+    }
     const adapted = adapter.sites.has(name);
-    if (whole) return moduleWeights(name, layer);
     if (!layer.bias || adapter.bias === 'none' || (adapter.bias === 'adapterOnly' && !adapted)) return [];
-    return [
-      {
-        key: `${PREFIX}${name}.${adapted ? 'base_layer.' : ''}bias`,
-        weight: layer.bias,
-        layer: { kind: 'layer' as const },
-      },
-    ];
+    const key = `${PREFIX}${name}.${adapted ? 'base_layer.' : ''}bias`;
+    const value = host.layers.get(name)?.original?.bias ?? layer.bias.read();
+    return [{ key, weight: layer.bias, value, layout: { kind: 'plain' } }];
   });
 }
 
-function moduleWeights(
-  name: string,
-  layer: HostLayer,
-): { key: string; weight: LayerVariable; layer: { kind: Site['kind'] } }[] {
-  const kind = layer.getClassName() === 'Embedding' ? 'layer' : 'dense';
-  return layer._trainableWeights
-    .filter((weight) => !weight.originalName.includes('/default/'))
-    .map((weight) => ({
-      key: `${PREFIX}${name}.${weight === layer.bias ? 'bias' : 'weight'}`,
-      weight,
-      layer: { kind: weight === layer.bias ? ('layer' as const) : kind },
-    }));
+/** PyTorch's names for the weights of a layer; others keep their own. */
+const SUFFIXES: Record<string, string> = {
+  kernel: 'weight',
+  embeddings: 'weight',
+  gamma: 'weight',
+  beta: 'bias',
+  moving_mean: 'running_mean',
+  moving_variance: 'running_var',
+};
+
+function moduleSuffix(layer: HostLayer, weight: LayerVariable): string {
+  if (weight === layer.kernel || weight === layer.embeddings) return 'weight';
+  if (weight === layer.bias) return 'bias';
+  const own = weight.originalName.slice(weight.originalName.lastIndexOf('/') + 1);
+  return SUFFIXES[own] ?? own;
 }
 
-// PyTorch stores a linear map as [out, in]; whole embeddings and vectors have no orientation to change.
-function toFile(value: tf.Tensor, { kind }: { kind: Site['kind'] }): tf.Tensor {
-  return value.rank === 2 && kind !== 'layer' ? tf.transpose(value) : tf.clone(value);
+function moduleLayout(layer: HostLayer, weight: LayerVariable): Layout {
+  const { shape } = weight.read();
+  if (weight !== layer.kernel) return { kind: 'plain' };
+  if (shape.length === 2) return { kind: 'matrix' };
+  return shape.length === 4 ? { kind: 'kernel' } : { kind: 'plain' };
 }
 
-const fromFile = toFile;
+/** How a tensor is laid out in the file. */
+type Layout =
+  | { readonly kind: 'plain' | 'matrix' | 'kernel' | 'pointwise' | 'channels' }
+  /** Height, width and channels of the patches. */
+  | { readonly kind: 'patches'; readonly patch: readonly number[] };
+
+function layoutOf(method: AnyLinearMethod, site: LayerSite, tensor: string): Layout {
+  if (site.kind === 'layer') return { kind: 'plain' };
+  const kind = site.kind === 'conv2d' ? method.peft?.convolution?.[tensor] : undefined;
+  if (kind === 'patches') return { kind, patch: site.weight.read().shape.slice(0, 3) };
+  return { kind: kind ?? 'matrix' };
+}
+
+// PyTorch stores a linear map as [out, in] and a convolution as [out, in, height, width].
+function toFile(value: tf.Tensor, layout: Layout): tf.Tensor {
+  const [rows, columns] = value.shape;
+  switch (layout.kind) {
+    case 'matrix':
+      return value.rank === 2 ? tf.transpose(value) : tf.clone(value);
+    case 'kernel':
+      return tf.transpose(value, [3, 2, 0, 1]);
+    case 'patches':
+      return tf.transpose(tf.reshape(value, [...layout.patch, columns]), [3, 2, 0, 1]);
+    case 'pointwise':
+      return tf.reshape(tf.transpose(value), [columns, rows, 1, 1]);
+    case 'channels':
+      return tf.reshape(value, [1, -1, 1, 1]);
+    default:
+      return tf.clone(value);
+  }
+}
+
+/** The inverse of {@link toFile}; a file's tensor of another rank is handed on, to be refused by its shape. */
+function fromFile(value: tf.Tensor, layout: Layout): tf.Tensor {
+  if (layout.kind === 'matrix' || layout.kind === 'plain') return toFile(value, layout);
+  if (value.rank !== 4) return tf.clone(value);
+  const [out, channels, height, width] = value.shape;
+  switch (layout.kind) {
+    case 'kernel':
+      return tf.transpose(value, [2, 3, 1, 0]);
+    case 'patches':
+      return tf.reshape(tf.transpose(value, [2, 3, 1, 0]), [height * width * channels, out]);
+    case 'pointwise':
+      return tf.transpose(tf.reshape(value, [out, channels * height * width]));
+    default:
+      return tf.reshape(value, [-1]);
+  }
+}
 
 /** Options of {@link load}. */
 export interface LoadOptions extends Pick<AttachOptions, 'seed'> {
@@ -182,6 +275,12 @@ export async function load<M extends tf.LayersModel>(model: M, directory: string
   const method = methodFor(json, options.methods);
   const given = method.peft ? method.peft.fromJson(json) : camelCase(json, Object.keys(method.config.shape));
   const config = parseConfig(method.info.id, method.config, given);
+  const foreign = foreignFields(json, method, config as Record<string, unknown>);
+  if (Object.keys(foreign).length > 0) {
+    console.warn(
+      `matforge: ${directory}/${CONFIG}: ${method.info.id} does not know ${Object.keys(foreign).join(', ')}`,
+    );
+  }
   const { tensors } = await readSafetensors(`${directory}/${WEIGHTS}`);
   const bias = String(json.bias ?? 'none');
   const modulesToSave = (json.modules_to_save as string[] | null) ?? [];
@@ -189,20 +288,15 @@ export async function load<M extends tf.LayersModel>(model: M, directory: string
   try {
     for (const [key, tensor] of Object.entries(tensors))
       ensure(finite(tensor), key, () => 'has values that are not finite');
-    const names = new Set(
-      Object.keys(tensors).flatMap((key) =>
-        sitesOf(model)
-          .filter(({ name }) => key.startsWith(`${PREFIX}${name}.`))
-          .map(({ name }) => name),
-      ),
-    );
-    const targets = [...names].filter((name) => isAdapted(json.target_modules, name));
+    const names = sitesOf(model).map(({ name }) => name);
+    const stored = names.filter((name) => Object.keys(tensors).some((key) => key.startsWith(`${PREFIX}${name}.`)));
+    const targets = stored.filter((name) => isAdapted(json.target_modules, name));
     ensure(
       targets.length > 0,
       `${directory}/${WEIGHTS}`,
       () => `holds no layer of this model. Keys: ${Object.keys(tensors).slice(0, 8).join(', ')}`,
     );
-    const missing: string[] = [];
+    const missing = absentTargets(json.target_modules, names, stored).map((name) => `${PREFIX}${name}.*`);
     await attachWith(
       model,
       { method, config },
@@ -221,16 +315,26 @@ export async function load<M extends tf.LayersModel>(model: M, directory: string
           missing.push(key);
           return tf.zeros(spec.shape);
         }
-        return fromFile(tensors[key], site);
+        return fromFile(tensors[key], layoutOf(method, site, tensor));
       },
     );
     try {
       const host = hostOf(model);
       const adapter = adapterOf(host, options.name ?? 'default');
-      for (const { key, weight, layer } of extras(host, adapter)) {
+      adapter.foreign = foreign;
+      for (const { key, weight, layout } of extras(host, adapter)) {
         used.add(key);
-        if (tensors[key]) assign(weight, fromFile(tensors[key], layer));
-        else missing.push(key);
+        if (!tensors[key]) {
+          missing.push(key);
+          continue;
+        }
+        const value = fromFile(tensors[key], layout);
+        const { shape } = weight.read();
+        if (String(value.shape) === String(shape)) assign(weight, value);
+        else {
+          value.dispose();
+          refuse(key, `has shape [${tensors[key].shape}]; the layer's weight is [${shape}] in tfjs's order`);
+        }
       }
       const unexpected = Object.keys(tensors).filter((key) => !used.has(key));
       ensure(missing.length === 0 && unexpected.length === 0, `${directory}/${WEIGHTS}`, () =>
@@ -263,33 +367,46 @@ async function readConfig(path: string): Promise<Record<string, unknown>> {
       { cause: error },
     );
   }
+  let json: unknown;
   try {
-    const json: unknown = JSON.parse(text);
-    ensure(typeof json === 'object' && json !== null && !Array.isArray(json), path, () => 'is not a JSON object');
-    return json as Record<string, unknown>;
+    json = JSON.parse(text);
   } catch (error) {
     return refuse(path, 'is not valid JSON', { cause: error });
   }
+  ensure(typeof json === 'object' && json !== null && !Array.isArray(json), path, () => 'is not a JSON object');
+  return json as Record<string, unknown>;
 }
 
 function methodFor(json: Record<string, unknown>, methods: readonly AnyLinearMethod[]): AnyLinearMethod {
   const type = String(json.peft_type);
   const typeOf = (method: AnyLinearMethod) => method.peft?.type ?? defaultType(method);
+  // Variants of a type are told apart by their switches.
+  const switches = Object.keys(json).filter((key) => key.startsWith('use_') && json[key] === true);
+  const described = `"${type}"${switches.length > 0 ? ` with ${switches.join(', ')}` : ''}`;
   const candidates = methods.filter((method) => typeOf(method) === type || method.peft?.aliases?.includes(type));
-  return (
-    candidates.find((method) => method.peft?.accepts?.(json) ?? true) ??
-    refuse(
-      'peft_type',
-      `"${type}" fits none of the given methods (${methods.map(({ info }) => info.id).join(', ') || 'none'}); pass the method's package in "methods"`,
-    )
-  );
+  const accepted = candidates.find((method) => method.peft?.accepts?.(json) ?? true);
+  if (accepted) return accepted;
+  const given = methods.map(({ info }) => info.id).join(', ') || 'none';
+  const wanted =
+    candidates.length > 0 ? 'the method of that variant' : `the method of that type, e.g. [${type.toLowerCase()}]`;
+  return refuse('peft_type', `${described} fits none of the given methods (${given}); pass ${wanted} in "methods"`);
 }
 
 function isAdapted(targetModules: unknown, name: string): boolean {
   if (Array.isArray(targetModules)) return targetModules.some((target) => matchesName(name, String(target)));
   if (typeof targetModules === 'string')
-    return targetModules === 'all-linear' || new RegExp(`^(?:${targetModules})$`).test(name);
+    return targetModules === 'all-linear' || fullMatch(targetModules, 'target_modules').test(name);
   return true;
+}
+
+/** Layers that a list of targets names in full, or by a suffix of none that is stored, without a tensor in the file. */
+function absentTargets(targetModules: unknown, names: readonly string[], stored: readonly string[]): string[] {
+  if (!Array.isArray(targetModules)) return [];
+  return targetModules.map(String).flatMap((target) => {
+    const matching = names.filter((name) => matchesName(name, target));
+    const present = matching.filter((name) => stored.includes(name));
+    return matching.filter((name) => !present.includes(name) && (name === target || present.length === 0));
+  });
 }
 
 function snakeCase(config: Record<string, unknown>): Record<string, unknown> {

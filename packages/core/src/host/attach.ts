@@ -13,7 +13,7 @@ import { ensure, refuse } from '../errors.ts';
 import { tidyTree } from '../optim/tree.ts';
 import { random } from '../tensors/random.ts';
 import { type Calibration, calibrate, type SiteStatistics } from './calibrate.ts';
-import { addGradientHook } from './hooks.ts';
+import { addGradientHook, type GradientHook } from './hooks.ts';
 import {
   type Adapter,
   type AttachedSite,
@@ -27,17 +27,27 @@ import {
   isMergeable,
   markTrainable,
   openHost,
+  placeModules,
   stack,
 } from './host.ts';
 import { runHooksInOptimizer } from './optimizer-hooks.ts';
 import { saveMerged } from './saved-model.ts';
-import { assign, type LayerSite, type LayerVariable, selectSites, type Targets } from './sites.ts';
+import {
+  assign,
+  type LayerSite,
+  type LayerVariable,
+  matchesName,
+  namedLayers,
+  nearest,
+  selectSites,
+  type Targets,
+} from './sites.ts';
 
 /** Options of {@link attach}. */
 export interface AttachOptions {
   /**
-   * Which layers: names (exact or dotted suffix), a full-match pattern, `'all-linear'` (every dense layer but an
-   * `lm_head`), or a predicate. Default `'all-linear'`.
+   * Which layers: names (exact or dotted suffix), a pattern (a string matches the full name, a RegExp anywhere in it),
+   * `'all-linear'` (every dense layer but an `lm_head`), or a predicate. Default `'all-linear'`.
    */
   targets?: Targets;
   /** Layers to leave out; wins over `targets`. */
@@ -48,9 +58,15 @@ export interface AttachOptions {
   seed?: number;
   /** Data for methods that need activations or gradients. */
   calibration?: Calibration;
-  /** Biases that train along: none (default), all of the model's, or those of the adapted layers. */
+  /**
+   * Biases that train along: none (default), all of the model's, or those of the adapted layers. They are trained in
+   * place: disabling the adapter does not restore them, detaching it does. One adapter of a model may train biases.
+   */
   bias?: BiasOption;
-  /** Layers that train in full and are stored with the adapter, e.g. a new classifier head. */
+  /**
+   * Layers, by exact name or dotted suffix, that are not adapted but train in full, e.g. a new classifier head. Their
+   * values belong to the adapter: they are stored, switched and removed with it.
+   */
   modulesToSave?: readonly string[];
 }
 
@@ -102,7 +118,9 @@ export async function attachWith<M extends tf.LayersModel>(
     'name',
     () => `"${name}" is not an adapter name; use letters, digits, "-", "_" and "."`,
   );
-  const sites = selectSites(model, targets, exclude);
+  const modules = selectModules(model, modulesToSave);
+  const sites = selectSites(model, targets, exclude).filter(({ name }) => !modules.has(name));
+  ensure(sites.length > 0, 'modulesToSave', () => 'holds every layer of targets; leave a layer to adapt');
   const group: Group = {
     sites,
     maxIn: Math.max(...sites.map(({ inDim }) => inDim)),
@@ -111,6 +129,8 @@ export async function attachWith<M extends tf.LayersModel>(
   for (const site of sites) {
     if (site.kind === 'embedding' && !method.lookup)
       refuse(site.name, `${method.info.id} cannot be applied to an embedding; exclude it`);
+    if (site.kind === 'embedding' && method.needs?.includes('activations') && !provide)
+      refuse(site.name, `${method.info.id} needs activations, which an embedding does not have; exclude it`);
     if (site.kind === 'conv2d' && !isMergeable(method, config))
       refuse(site.name, `${method.info.id} cannot be applied to a convolution in this configuration; exclude it`);
     ensure(
@@ -127,6 +147,8 @@ export async function attachWith<M extends tf.LayersModel>(
     () => `an adapter "${name}" is attached already; choose another name or detach it`,
   );
   ensure(host.merged.length === 0, 'model', () => `has merged adapters (${host.merged.join(', ')}); unmerge first`);
+  const rival = bias === 'none' ? undefined : [...host.adapters.values()].find((other) => other.bias !== 'none');
+  ensure(!rival, 'bias', () => `adapter "${rival?.name}" trains biases already; only one adapter of a model may`);
   for (const other of host.adapters.values()) {
     if (other.configured.method === method)
       method.coexist?.({ config, group }, { config: other.configured.config, group: other.group });
@@ -140,6 +162,7 @@ export async function attachWith<M extends tf.LayersModel>(
     group,
     bias,
     modulesToSave,
+    modules: new Map(),
     sites: new Map(),
     shared: new Map(),
     random: random(seed).fork('dropout'),
@@ -154,7 +177,7 @@ export async function attachWith<M extends tf.LayersModel>(
         method.statistic?.(x, config, site) ?? (tf.matMul(x, x, true) as tf.Tensor2D);
       statistics = await calibrate(host, sites, method.needs, data, statistic);
     }
-    makeTensors(host, adapter, sites, group, statistics, provide);
+    makeTensors(adapter, sites, group, statistics, provide);
   } catch (error) {
     removeAdapter(host, adapter);
     if (host.adapters.size === 0) closeHost(host);
@@ -168,15 +191,49 @@ export async function attachWith<M extends tf.LayersModel>(
   }
   host.adapters.set(name, adapter);
   host.active = [name];
+  keepOriginals(host, adapter);
   addPenalty(host, adapter);
   startSchedule(host, adapter);
   markTrainable(host);
   return model;
 }
 
+/** The layers that an adapter trains in full, by name. */
+function selectModules(model: tf.LayersModel, modulesToSave: readonly string[]): Set<string> {
+  const names = namedLayers(model).map(({ name }) => name);
+  for (const module of modulesToSave) {
+    ensure(
+      names.some((name) => matchesName(name, module)),
+      'modulesToSave',
+      () => `no layer is named "${module}"${nearest(module, names)}. Candidates: ${names.join(', ')}`,
+    );
+  }
+  return new Set(names.filter((name) => modulesToSave.some((module) => matchesName(name, module))));
+}
+
+/** Remembers the model's own weights that the adapter trains; its modules start from the model's values. */
+function keepOriginals(host: Host, adapter: Adapter): void {
+  const modules = selectModules(host.model, adapter.modulesToSave);
+  for (const { name, layer } of namedLayers(host.model)) {
+    if (modules.has(name)) {
+      for (const weight of layer.weights.filter((candidate) => host.flags.has(candidate))) {
+        const original = keepOriginal(host, weight);
+        adapter.modules.set(weight, tf.keep(tf.clone(original)));
+      }
+    } else if (layer.bias && (adapter.bias === 'all' || (adapter.bias === 'adapterOnly' && adapter.sites.has(name)))) {
+      keepOriginal(host, layer.bias);
+    }
+  }
+}
+
+function keepOriginal(host: Host, weight: LayerVariable): tf.Tensor {
+  const original = host.originals.get(weight) ?? tf.keep(tf.clone(weight.read()));
+  host.originals.set(weight, original);
+  return original;
+}
+
 /** Plans, checks and makes every tensor; nothing stays behind when a site refuses. */
 function makeTensors(
-  host: Host,
   adapter: Adapter,
   sites: readonly LayerSite[],
   group: Group,
@@ -193,26 +250,30 @@ function makeTensors(
         source.fork('plan'),
       ) ?? {},
   );
-  const configs = new Map(sites.map(({ name }) => [name, { ...config, ...plans[name]?.config }]));
-  for (const site of sites) method.validate?.(site, configs.get(site.name));
-  for (const site of sites) {
-    const siteConfig = configs.get(site.name);
-    const specs = declared(method.tensors({ inDim: site.inDim, outDim: site.outDim, config: siteConfig, site, group }));
-    const made = tf.tidy(() => {
-      const context: InitContext<object> = {
-        ...planned(site, statistics.get(site.name)),
-        site,
-        group,
-        config: siteConfig,
-        random: source.fork(site.name),
-        data: plans[site.name]?.data ?? {},
-      };
-      const given = provide ? (key: string) => provide(site, key, specs[key]) : asLookup(method.init?.(context));
-      return makeSite(method, specs, adapter, context, given);
-    });
-    adapter.sites.set(site.name, hold(adapter, site, siteConfig, specs, made));
+  try {
+    const configs = new Map(sites.map(({ name }) => [name, { ...config, ...plans[name]?.config }]));
+    for (const site of sites) method.validate?.(site, configs.get(site.name));
+    for (const site of sites) {
+      const siteConfig = configs.get(site.name);
+      const { inDim, outDim } = site;
+      const specs = declared(method.tensors({ inDim, outDim, config: siteConfig, site, group }));
+      const made = tf.tidy(() => {
+        const context: InitContext<object> = {
+          ...planned(site, statistics.get(site.name)),
+          site,
+          group,
+          config: siteConfig,
+          random: source.fork(site.name),
+          data: plans[site.name]?.data ?? {},
+        };
+        const given = provide ? (key: string) => provide(site, key, specs[key]) : asLookup(method.init?.(context));
+        return makeSite(method, specs, adapter, context, given);
+      });
+      adapter.sites.set(site.name, hold(adapter, site, siteConfig, specs, made));
+    }
+  } finally {
+    tf.dispose(Object.values(plans).flatMap(({ data }) => Object.values(data ?? {})));
   }
-  tf.dispose(Object.values(plans).flatMap(({ data }) => Object.values(data ?? {})));
 }
 
 function planned(site: LayerSite, statistics: SiteStatistics | undefined): PlannedSite {
@@ -326,7 +387,7 @@ function startSchedule(host: Host, adapter: Adapter): void {
   const sites = [...adapter.sites.values()];
   const schedule = method.schedule(sites, config);
   adapter.schedule = schedule;
-  const remove = addGradientHook(host.model, (gradients, { step, totalSteps }) => {
+  const hook: GradientHook = (gradients, { step, totalSteps }) => {
     if (!host.active.includes(adapter.name)) return;
     const decision = schedule.onStep({
       step,
@@ -362,7 +423,20 @@ function startSchedule(host: Host, adapter: Adapter): void {
       }
       for (const { site, tensor, value } of decision.assign ?? []) setTensor(adapter, site, tensor, value);
     };
+  };
+  const held = () => [...adapter.sites.values()].flatMap(({ weights }) => Object.values(weights));
+  hook.state = () => ({
+    stopped: held().flatMap((weight, place) => (adapter.stopped.has(weight) ? [place] : [])),
+    own: schedule.state?.() ?? null,
   });
+  hook.restore = (state) => {
+    const { stopped, own } = state as { stopped: number[]; own: unknown };
+    adapter.stopped.clear();
+    for (const place of stopped) adapter.stopped.add(held()[place]);
+    if (own !== null) schedule.restore?.(own);
+    markTrainable(host);
+  };
+  const remove = addGradientHook(host.model, hook);
   const { removeHook } = adapter;
   adapter.removeHook = () => {
     removeHook?.();
@@ -371,16 +445,24 @@ function startSchedule(host: Host, adapter: Adapter): void {
   };
 }
 
-/** Puts a value in the place of one of an adapter's tensors; the value is then the adapter's. */
-export function setTensor(adapter: Adapter, site: string, tensor: string, value: tf.Tensor): void {
+/** The tensor of an adapter that `value` may replace. */
+export function heldTensor(adapter: Adapter, site: string, tensor: string, value: tf.Tensor): tf.Tensor {
   const where = `${adapter.name}.${site}.${tensor}`;
-  const attached = adapter.sites.get(site);
-  const present = attached?.tensors[tensor] ?? refuse(where, 'the adapter has no such tensor');
+  const { tensors } =
+    adapter.sites.get(site) ??
+    refuse(where, `the adapter has no layer "${site}"; it has ${[...adapter.sites.keys()].join(', ')}`);
+  const present = tensors[tensor] ?? refuse(where, `no such tensor; the layer has ${Object.keys(tensors).join(', ')}`);
   ensure(
     String(present.shape) === String(value.shape),
     where,
     () => `has shape [${present.shape}], got a value of shape [${value.shape}]`,
   );
+  return present;
+}
+
+/** Puts a value in the place of one of an adapter's tensors; the value is then the adapter's. */
+export function setTensor(adapter: Adapter, site: string, tensor: string, value: tf.Tensor): void {
+  const present = heldTensor(adapter, site, tensor, value);
   // A shared tensor is a weight of the first layer that holds it.
   const weight = [...adapter.sites.values()]
     .flatMap(({ weights }) => Object.values(weights))
@@ -399,6 +481,7 @@ export function setTensor(adapter: Adapter, site: string, tensor: string, value:
 /** Frees an adapter's tensors and takes its weights off their layers. */
 function removeAdapter(host: Host, adapter: Adapter): void {
   adapter.removeHook?.();
+  releaseModules(host, adapter);
   const kept = new Set<tf.Tensor>();
   for (const { site, tensors, weights } of adapter.sites.values()) {
     const own = new Set(Object.values(weights));
@@ -410,6 +493,23 @@ function removeAdapter(host: Host, adapter: Adapter): void {
   adapter.sites.clear();
   host.adapters.delete(adapter.name);
   host.active = host.active.filter((name) => name !== adapter.name);
+}
+
+/** Puts the model's own values back into the weights that only this adapter trained. */
+function releaseModules(host: Host, adapter: Adapter): void {
+  const others = [...host.adapters.values()].filter((other) => other !== adapter);
+  placeModules(
+    host,
+    host.active.filter((name) => name !== adapter.name),
+  );
+  tf.dispose([...adapter.modules.values()].filter((value) => value !== null));
+  adapter.modules.clear();
+  for (const [weight, original] of host.originals) {
+    if (others.some(({ modules, bias }) => modules.has(weight) || bias !== 'none')) continue;
+    weight.write(original);
+    original.dispose();
+    host.originals.delete(weight);
+  }
 }
 
 /**

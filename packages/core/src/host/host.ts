@@ -12,7 +12,15 @@ import { ensure, refuse } from '../errors.ts';
 import { tidyTree } from '../optim/tree.ts';
 import type { Random } from '../tensors/random.ts';
 import { denseBase } from './dense-base.ts';
-import { containers, type HostLayer, type LayerSite, type LayerVariable, namedLayers } from './sites.ts';
+import {
+  assign,
+  containers,
+  type HostLayer,
+  type LayerSite,
+  type LayerVariable,
+  matchesName,
+  namedLayers,
+} from './sites.ts';
 
 /** Stands for "no adapter" among the adapter names of a mixed batch. */
 export const BASE = '__base__';
@@ -39,6 +47,13 @@ export interface Adapter {
   readonly group: Group;
   readonly bias: BiasOption;
   readonly modulesToSave: readonly string[];
+  /**
+   * Weights of the layers in `modulesToSave`: this adapter's value while the layer holds another one, null while the
+   * layer holds it.
+   */
+  readonly modules: Map<LayerVariable, tf.Tensor | null>;
+  /** Options of the adapter's file that its method does not know; they are stored again. */
+  foreign?: Record<string, unknown>;
   readonly sites: Map<string, AttachedSite>;
   /** Tensors that several sites hold. */
   readonly shared: Map<string, tf.Tensor>;
@@ -69,9 +84,13 @@ export interface Host {
   rows?: readonly string[];
   /** Observes the inputs of hosted layers during calibration. */
   observe?: (site: LayerSite, x: tf.Tensor) => void;
-  /** Trainable flags from before the first attach. */
+  /** The model's own weights with their trainable flags from before the first attach. */
   readonly flags: Map<LayerVariable, boolean>;
   readonly layerFlags: Map<{ trainable_: boolean }, boolean>;
+  /** Values from before attaching of the model's own weights that some adapter trains. */
+  readonly originals: Map<LayerVariable, tf.Tensor>;
+  /** The adapter whose value a weight of a module holds now. */
+  readonly placed: Map<LayerVariable, Adapter>;
   readonly restore: (() => void)[];
 }
 
@@ -97,11 +116,12 @@ export function adapterOf(host: Host, name: string): Adapter {
 export function openHost(model: tf.LayersModel): Host {
   const existing = hosts.get(model);
   if (existing) return existing;
+  buildSequentials(model);
   const flags = new Map<LayerVariable, boolean>();
   const layerFlags = new Map<{ trainable_: boolean }, boolean>();
   for (const { layer } of namedLayers(model)) {
     layerFlags.set(layer, layer.trainable_);
-    for (const weight of layer._trainableWeights) flags.set(weight, layer.trainable_ && weight.trainable);
+    for (const weight of layer.weights) flags.set(weight, weight.trainable);
   }
   for (const container of containers(model)) layerFlags.set(container, container.trainable_);
   const host: Host = {
@@ -113,10 +133,20 @@ export function openHost(model: tf.LayersModel): Host {
     disabled: false,
     flags,
     layerFlags,
+    originals: new Map(),
+    placed: new Map(),
     restore: [],
   };
   hosts.set(model, host);
   return host;
+}
+
+/** A Sequential is built at its first use, which marks all of its weights as trainable; that must lie behind us. */
+function buildSequentials(model: object): void {
+  for (const container of containers(model)) {
+    const sequential = container as Partial<tf.Sequential> & { model?: object | null };
+    if (sequential.getClassName?.() === 'Sequential' && !sequential.model) sequential.build?.();
+  }
 }
 
 /** Puts everything back as it was before the first attach. */
@@ -174,18 +204,14 @@ function through(host: Host, site: LayerSite, x: tf.Tensor, names: readonly stri
     const indices = tf.reshape(tf.cast(x, 'int32'), [-1]) as tf.Tensor1D;
     return tf.reshape(base.lookup(indices), [...x.shape, site.outDim]);
   }
-  const { layer } = site;
+  const { strides = [1, 1], padding = 'valid', dilationRate = [1, 1], dataFormat } = site.layer;
   const kernel = tf.reshape(base.kernel, site.weight.read().shape as tf.Tensor4D['shape']) as tf.Tensor4D;
-  const format = layer.dataFormat === 'channelsFirst' ? 'NCHW' : 'NHWC';
-  const y = tf.conv2d(
-    x as tf.Tensor4D,
-    kernel,
-    layer.strides ?? [1, 1],
-    layer.padding ?? 'valid',
-    format,
-    layer.dilationRate ?? [1, 1],
-  );
-  return base.bias ? tf.add(y, base.bias) : y;
+  // As tfjs's own layer does it: not every backend convolves with the channels first.
+  const first = dataFormat === 'channelsFirst';
+  const image = (first ? tf.transpose(x, [0, 2, 3, 1]) : x) as tf.Tensor4D;
+  const product = tf.conv2d(image, kernel, strides, padding, 'NHWC', dilationRate);
+  const y = base.bias ? tf.add(product, base.bias) : product;
+  return first ? tf.transpose(y, [0, 3, 1, 2]) : y;
 }
 
 /** One adapter per row: rows of the same adapter run together and return to their places. */
@@ -302,10 +328,10 @@ function over(base: Base, adapter: Adapter, attached: AttachedSite, training: bo
       return dense().kernel;
     },
     get bias() {
-      return base.bias === null ? null : method.kernel ? dense().bias : offset();
+      return isMergeable(method, attached.config) ? dense().bias : offset();
     },
     apply,
-    linear: (x) => (base.bias === null ? apply(x) : tf.sub(apply(x), offset())),
+    linear: (x) => tf.sub(apply(x), offset()),
     lookup: (indices) =>
       method.lookup
         ? method.lookup(indices, attached.tensors, context)
@@ -326,6 +352,15 @@ export function denseForm(
     | tf.Tensor2D
     | { kernel: tf.Tensor2D; bias: tf.Tensor1D | null };
   return form instanceof tf.Tensor ? { kernel: form, bias: context.base.bias } : form;
+}
+
+/** Refuses a bias that the layer has no place for. */
+export function requireBias({ site, bias }: { site: LayerSite; bias: tf.Tensor1D | null }): void {
+  ensure(
+    !bias || site.layer.bias,
+    site.name,
+    () => 'the adapter has a bias and the layer has none, so it cannot be merged; give the layer a bias (useBias)',
+  );
 }
 
 /** True when the method has a dense kernel in this configuration. */
@@ -357,16 +392,17 @@ export function forwardContext(
 export function markTrainable(host: Host): void {
   const active = host.active.map((name) => adapterOf(host, name));
   const wholeModel = active.some(({ configured }) => configured.method.trains === 'model');
+  placeModules(host);
   for (const { name, layer } of namedLayers(host.model)) {
     const adapted = active.some((adapter) => adapter.sites.has(name));
-    const saved = active.some(({ modulesToSave }) =>
-      modulesToSave.some((module) => name === module || name.endsWith(`.${module}`)),
-    );
+    const saved = active.some(({ modulesToSave }) => modulesToSave.some((module) => matchesName(name, module)));
     const replaced = active.some(({ sites, configured }) => sites.has(name) && configured.method.trains === 'model');
     const hosted = host.layers.get(name)?.site.weight;
-    for (const weight of layer._trainableWeights) {
-      const flag = host.flags.get(weight);
-      if (flag === undefined) continue;
+    for (const weight of layer.weights) {
+      const ownFlag = host.flags.get(weight);
+      // Running means and the like never train.
+      if (ownFlag === undefined || layer._nonTrainableWeights.includes(weight)) continue;
+      const flag = ownFlag && host.layerFlags.get(layer) !== false;
       const isBias = weight === layer.bias;
       const byBias = isBias && active.some(({ bias }) => bias === 'all' || (bias === 'adapterOnly' && adapted));
       weight.trainable = byBias || saved || (wholeModel && flag && !(replaced && weight === hosted));
@@ -382,6 +418,31 @@ export function markTrainable(host: Host): void {
     }
   }
   collectTrainable(host);
+}
+
+/**
+ * Puts the value of the acting adapter into every weight of a module that adapters train in full, or the model's own
+ * where none of them acts.
+ *
+ * @param acting names of the adapters; default those that run now.
+ */
+export function placeModules(
+  host: Host,
+  acting = host.merged.length > 0 ? host.merged : host.disabled ? [] : host.active,
+): void {
+  for (const [weight, original] of host.originals) {
+    const owners = acting.map((name) => adapterOf(host, name)).filter(({ modules }) => modules.has(weight));
+    const [now, next] = [host.placed.get(weight), owners.at(-1)];
+    if (now === next) continue;
+    now?.modules.set(weight, tf.keep(tf.clone(weight.read())));
+    const value = next?.modules.get(weight);
+    if (value) assign(weight, value);
+    else weight.write(original);
+    if (next) {
+      next.modules.set(weight, null);
+      host.placed.set(weight, next);
+    } else host.placed.delete(weight);
+  }
 }
 
 interface Compiled {

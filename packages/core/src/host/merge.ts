@@ -1,8 +1,8 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure, refuse } from '../errors.ts';
-import { detach } from './attach.ts';
-import { adapterOf, effective, type Host, hostOf, isMergeable } from './host.ts';
-import { assign } from './sites.ts';
+import { detach, finite } from './attach.ts';
+import { adapterOf, effective, type Host, hostOf, isMergeable, placeModules, requireBias } from './host.ts';
+import { assign, type LayerSite } from './sites.ts';
 
 /** Options of {@link merge}. */
 export interface MergeOptions {
@@ -24,18 +24,21 @@ export function merge<M extends tf.LayersModel>(
 ): M {
   const host = hostOf(model);
   const adding = names === undefined ? host.active : typeof names === 'string' ? [names] : [...names];
-  for (const name of adding) {
-    ensure(!host.merged.includes(name), 'names', () => `adapter "${name}" is merged already`);
+  adding.forEach((name, place) => {
+    const twice = host.merged.includes(name) || adding.indexOf(name) < place;
+    ensure(!twice, 'names', () => `adapter "${name}" is merged already`);
     requireMergeable(host, name);
-  }
+  });
   ensure(adding.length > 0, 'names', () => 'no adapter is active; name the adapters to merge');
   const merged = [...host.merged, ...adding];
-  const forms = [...host.layers.values()]
-    .filter(({ site }) => merged.some((name) => adapterOf(host, name).sites.has(site.name)))
-    .map(({ site }) => ({ site, ...effective(host, site, merged) }));
+  const forms: { site: LayerSite; kernel: tf.Tensor2D; bias: tf.Tensor1D | null }[] = [];
   try {
-    for (const { site, kernel } of forms) {
-      if (safe && !tf.tidy(() => tf.all(tf.isFinite(kernel)).dataSync()[0])) {
+    for (const { site } of host.layers.values()) {
+      if (!merged.some((name) => adapterOf(host, name).sites.has(site.name))) continue;
+      const form = { site, ...effective(host, site, merged) };
+      forms.push(form);
+      requireBias(form);
+      if (safe && ![form.kernel, form.bias].every((part) => part === null || finite(part))) {
         refuse(site.name, `NaNs detected in the merged weights. The adapter ${adding.join(', ')} seems to be broken`);
       }
     }
@@ -50,6 +53,7 @@ export function merge<M extends tf.LayersModel>(
     for (const { kernel, bias } of forms) tf.dispose(bias ? [kernel, bias] : kernel);
   }
   host.merged = merged;
+  placeModules(host);
   return model;
 }
 
@@ -66,12 +70,13 @@ export function unmerge<M extends tf.LayersModel>(model: M): M {
     hosted.original = undefined;
   }
   host.merged = [];
+  placeModules(host);
   return model;
 }
 
 /**
  * Writes the active (or merged) adapters into the kernels for good and removes every adapter: an ordinary model is left,
- * as PEFT's `merge_and_unload` does.
+ * as PEFT's `merge_and_unload` does. Biases and modules that they trained keep their trained values.
  *
  * @throws MatforgeError as {@link merge}.
  */
@@ -83,6 +88,13 @@ export function mergeAndUnload<M extends tf.LayersModel>(model: M): M {
       tf.dispose(hosted.original.bias ? [hosted.original.kernel, hosted.original.bias] : hosted.original.kernel);
     hosted.original = undefined;
   }
+  for (const { modules } of host.adapters.values()) {
+    tf.dispose([...modules.values()].filter((value) => value !== null));
+    modules.clear();
+  }
+  tf.dispose([...host.originals.values()]);
+  host.originals.clear();
+  host.placed.clear();
   host.merged = [];
   return detach(model);
 }

@@ -7,7 +7,8 @@ interface Hooked {
   applyGradients(gradients: NamedGradients): void;
 }
 
-const hooked = new WeakMap<object, () => void>();
+/** The model whose hooks an optimizer runs. */
+const hooked = new WeakMap<object, { model: object }>();
 
 /** True when the optimizer runs the model's gradient hooks by itself. */
 export function runsHooks(optimizer: object): boolean {
@@ -16,7 +17,7 @@ export function runsHooks(optimizer: object): boolean {
 
 /**
  * Makes the model's own optimizer, now and after each `compile`, run the gradient hooks around its update, so that
- * schedules work under `model.fit`.
+ * schedules work under `model.fit`, and keep its state while adapters come, go and are switched.
  */
 export function runHooksInOptimizer(host: Host): void {
   const model = host.model as tf.LayersModel & { optimizer?: Hooked };
@@ -31,31 +32,38 @@ export function runHooksInOptimizer(host: Host): void {
   host.restore.push(() => {
     if (Object.getPrototypeOf(model).compile === compile) delete (model as Partial<tf.LayersModel>).compile;
     else model.compile = compile;
-    if (model.optimizer) hooked.get(model.optimizer)?.();
   });
 }
 
+/** Stays on the optimizer for good: its state goes by the places that were given out here. */
 function hook(model: object, optimizer: Hooked): void {
-  if (hooked.has(optimizer)) return;
+  const present = hooked.get(optimizer);
+  if (present) {
+    present.model = model;
+    return;
+  }
+  const owner = { model };
+  hooked.set(optimizer, owner);
   const apply = optimizer.applyGradients;
+  // tfjs's optimizers know a variable by its place in the list, so every variable keeps the place of its first time.
+  const places: string[] = [];
+  const known = new Set<string>();
   let step = 0;
   optimizer.applyGradients = (given) => {
-    const gradients = Array.isArray(given)
+    const gradients: Record<string, tf.Tensor | null> = Array.isArray(given)
       ? Object.fromEntries(given.map(({ name, tensor }) => [name, tensor]))
       : { ...given };
-    const after = gradientHooks(model).map((run) =>
-      run(gradients as Record<string, tf.Tensor | null>, { step: step + 1 }),
-    );
+    const after = gradientHooks(owner.model).map((run) => run(gradients, { step: step + 1 }));
     step++;
-    // The order and number of entries stay: tfjs's optimizers know a variable by its place in the list.
+    for (const name of Object.keys(gradients)) {
+      if (known.has(name)) continue;
+      known.add(name);
+      places.push(name);
+    }
     apply.call(
       optimizer,
-      Array.isArray(given) ? given.map(({ name }) => ({ name, tensor: gradients[name] ?? null })) : gradients,
+      places.map((name) => ({ name, tensor: gradients[name] ?? null })),
     );
     for (const finish of after) finish?.();
   };
-  hooked.set(optimizer, () => {
-    optimizer.applyGradients = apply;
-    hooked.delete(optimizer);
-  });
 }

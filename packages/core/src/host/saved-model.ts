@@ -1,5 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
-import { adapterOf, effective, type Host, isMergeable } from './host.ts';
+import { adapterOf, effective, type Host, isMergeable, requireBias } from './host.ts';
 import type { LayerVariable } from './sites.ts';
 
 /**
@@ -27,27 +27,27 @@ export function saveMerged(host: Host): void {
     } else if (host.merged.length === 0) {
       for (const { site } of host.layers.values()) {
         const { kernel, bias } = effective(host, site, host.active);
-        replaced.set(
-          site.weight,
-          tf.tidy(() => tf.reshape(kernel, site.weight.read().shape)),
-        );
+        const reshaped = tf.tidy(() => tf.reshape(kernel, site.weight.read().shape));
         kernel.dispose();
+        made.push(...(bias ? [reshaped, bias] : [reshaped]));
+        requireBias({ site, bias });
+        replaced.set(site.weight, reshaped);
         if (site.layer.bias && bias) replaced.set(site.layer.bias, bias);
       }
-      made.push(...replaced.values());
     }
-    const own = new Set(
-      [...host.adapters.values()].flatMap(({ sites }) =>
-        [...sites.values()].flatMap(({ weights }) => Object.values(weights)),
-      ),
-    );
     return model.weights
-      .filter((weight) => !own.has(weight) && (!config?.trainableOnly || weight.trainable))
+      .filter((weight) => host.flags.has(weight) && (!config?.trainableOnly || host.flags.get(weight)))
       .map((weight) => ({ name: weight.originalName, tensor: replaced.get(weight) ?? weight.read() }));
   };
-  model.save = async (...args) => {
+  model.save = async (handler, config) => {
+    const { includeOptimizer, ...others } = (config ?? {}) as { includeOptimizer?: boolean };
+    if (includeOptimizer) {
+      console.warn(
+        'matforge: the optimizer is not saved: its state is that of the adapter, which the saved model does not have.',
+      );
+    }
     try {
-      return await save.apply(model, args);
+      return await save.call(model, handler, others);
     } finally {
       tf.dispose(made);
       made = [];

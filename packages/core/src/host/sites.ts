@@ -1,6 +1,6 @@
 import type * as tf from '@tensorflow/tfjs';
 import type { Site } from '../contracts/linear-method.ts';
-import { didYouMean, refuse } from '../errors.ts';
+import { didYouMean, ensure, MatforgeError, refuse } from '../errors.ts';
 
 /** A weight of a tfjs layer. tfjs does not export the type. */
 export interface LayerVariable {
@@ -20,6 +20,8 @@ export interface HostLayer {
   _nonTrainableWeights: LayerVariable[];
   _addedWeightNames: string[];
   _losses: (() => tf.Scalar)[];
+  /** All weights, those of cells inside the layer included. */
+  readonly weights: LayerVariable[];
   call(inputs: tf.Tensor | tf.Tensor[], kwargs: Record<string, unknown>): tf.Tensor | tf.Tensor[];
   invokeCallHook(inputs: tf.Tensor | tf.Tensor[], kwargs: Record<string, unknown>): void;
   addWeight(name: string, shape: number[], dtype: 'float32', initializer: { apply(): tf.Tensor }): LayerVariable;
@@ -48,30 +50,44 @@ export interface LayerSite extends Site {
   readonly weight: LayerVariable;
 }
 
-/** Which layers: exact names or dotted suffixes, a full-match pattern, every dense layer, or a predicate. */
+/**
+ * Which layers: exact names or dotted suffixes, a pattern that matches the full name (a string) or anywhere in it (a
+ * RegExp), every dense layer, or a predicate.
+ */
 export type Targets = readonly string[] | RegExp | 'all-linear' | (string & {}) | ((site: Site) => boolean);
 
 interface Nested {
   readonly layers?: HostLayer[];
   readonly layer?: HostLayer;
+  /** The functional model inside a Sequential. */
+  readonly model?: { trainable_: boolean } | null;
+  /** A Bidirectional runs copies of its layer. */
+  readonly forwardLayer?: HostLayer;
 }
 
-/** Every layer of the model, nested models and wrappers included, with its dotted name. */
-export function namedLayers(model: object, prefix = ''): { name: string; layer: HostLayer }[] {
-  const inner = (model as Nested).layers ?? [];
-  return inner.flatMap((layer) => {
+/**
+ * Every layer of the model, nested models and wrappers included, with its dotted name. A layer that stands at several
+ * places is listed once, at the first.
+ */
+export function namedLayers(model: object): { name: string; layer: HostLayer }[] {
+  const seen = new Set<object>();
+  const visit = (layer: HostLayer, prefix: string): { name: string; layer: HostLayer }[] => {
+    if (seen.has(layer)) return [];
+    seen.add(layer);
     const name = prefix + layer.name;
     const nested = layer as Nested;
-    if (nested.layers) return namedLayers(layer, `${name}.`);
-    if (nested.layer) return [{ name: `${name}.${nested.layer.name}`, layer: nested.layer }];
+    if (nested.layers) return nested.layers.flatMap((inner) => visit(inner, `${name}.`));
+    if (nested.layer && !nested.forwardLayer) return visit(nested.layer, `${name}.`);
     return [{ name, layer }];
-  });
+  };
+  return ((model as Nested).layers ?? []).flatMap((layer) => visit(layer, ''));
 }
 
 /** Models inside the model, itself included: their own `trainable` flag gates their layers'. */
 export function containers(model: object): { trainable_: boolean }[] {
-  const inner = (model as Nested).layers;
-  return inner ? [model as { trainable_: boolean }, ...inner.flatMap(containers)] : [];
+  const { layers, layer, model: functional } = model as Nested;
+  if (!layers) return layer ? containers(layer) : [];
+  return [model as { trainable_: boolean }, ...(functional ? [functional] : []), ...layers.flatMap(containers)];
 }
 
 /** The layers of the model that have a dense kernel: dense, conv2d (over patches) and embedding layers. */
@@ -109,28 +125,65 @@ export function matchPattern<T>(patterns: Record<string, T>, name: string): T | 
 export function selectSites(model: object, targets: Targets, exclude?: Targets): LayerSite[] {
   const sites = sitesOf(model);
   const names = sites.map(({ name }) => name);
+  const candidates = `Candidates: ${names.join(', ') || 'none'}`;
   if (Array.isArray(targets)) {
     const missing = (targets as readonly string[]).find((target) => !names.some((name) => matchesName(name, target)));
     if (missing !== undefined) {
-      const suffixes = names.flatMap((name) => [name, name.slice(name.lastIndexOf('.') + 1)]);
-      const near = didYouMean(missing, suffixes);
-      refuse(
-        'targets',
-        `no layer is named "${missing}"${near ? `; did you mean "${near}"?` : ''} Candidates: ${names.join(', ') || 'none'}`,
-      );
+      const other = namedLayers(model).find(({ name }) => matchesName(name, missing));
+      if (other) refuse('targets', `"${missing}" is a ${other.layer.getClassName()}, without a kernel. ${candidates}`);
+      refuse('targets', `no layer is named "${missing}"${nearest(missing, names)}. ${candidates}`);
     }
   }
-  const selected = sites.filter((site) => selects(targets, site) && !(exclude && selects(exclude, site)));
-  if (selected.length === 0) {
-    refuse('targets', `${String(targets)} matches no layer. Candidates: ${names.join(', ') || 'none'}`);
+  const [wanted, unwanted] = [selector(targets, 'targets'), exclude && selector(exclude, 'exclude')];
+  const matching = sites.filter(wanted);
+  if (matching.length === 0) {
+    const hint = typeof targets === 'string' ? nearest(targets, names) : '';
+    refuse('targets', `${show(targets)} matches no layer${hint}. ${candidates}`);
   }
+  const selected = matching.filter((site) => !unwanted?.(site));
+  if (selected.length === 0) refuse('exclude', `${show(exclude)} leaves out every layer that ${show(targets)} selects`);
   return selected;
 }
 
-function selects(targets: Targets, site: Site): boolean {
-  if (targets === 'all-linear') return site.kind === 'dense' && !matchesName(site.name, 'lm_head');
-  if (typeof targets === 'function') return targets(site);
-  if (targets instanceof RegExp) return targets.test(site.name);
-  if (typeof targets === 'string') return new RegExp(`^(?:${targets})$`).test(site.name);
-  return targets.some((target) => matchesName(site.name, target));
+/** "; did you mean …?" where a name is near. */
+export function nearest(given: string, names: readonly string[]): string {
+  const near = didYouMean(
+    given,
+    names.flatMap((name) => [name, name.slice(name.lastIndexOf('.') + 1)]),
+  );
+  return near ? `; did you mean "${near}"?` : '';
+}
+
+function show(targets: Targets | undefined): string {
+  if (typeof targets === 'function') return 'the predicate';
+  return targets instanceof RegExp ? String(targets) : JSON.stringify(targets);
+}
+
+function selector(targets: Targets, field: string): (site: Site) => boolean {
+  if (targets === 'all-linear') return ({ kind, name }) => kind === 'dense' && !matchesName(name, 'lm_head');
+  if (typeof targets === 'function') return targets;
+  // A pattern with a g or y flag would go on where it last matched.
+  if (targets instanceof RegExp) {
+    const pattern = new RegExp(targets, targets.flags.replace(/[gy]/g, ''));
+    return ({ name }) => pattern.test(name);
+  }
+  if (typeof targets === 'string') {
+    const pattern = fullMatch(targets, field);
+    return ({ name }) => pattern.test(name);
+  }
+  ensure(
+    Array.isArray(targets),
+    field,
+    () => 'is neither a list of names, a pattern, "all-linear" nor a predicate (site) => boolean',
+  );
+  return ({ name }) => targets.some((target) => matchesName(name, target));
+}
+
+/** The pattern as one that must match all of a name. */
+export function fullMatch(pattern: string, field: string): RegExp {
+  try {
+    return new RegExp(`^(?:${pattern})$`);
+  } catch (cause) {
+    throw new MatforgeError(field, `"${pattern}" is not a regular expression: ${(cause as Error).message}`, { cause });
+  }
 }

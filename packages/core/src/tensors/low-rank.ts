@@ -103,8 +103,19 @@ export function loraJson(config: LowRankConfig, extra: Record<string, unknown> =
   };
 }
 
-/** {@link lowRankOptions} from PEFT's LORA fields. */
+/**
+ * {@link lowRankOptions} from PEFT's LORA fields.
+ *
+ * @throws MatforgeError for an adapter that belongs to a changed base model.
+ */
 export function loraFromJson(json: Record<string, unknown>): Record<string, unknown> {
+  const start = String(json.init_lora_weights);
+  if (/^(pissa|corda|olora|loftq)/.test(start)) {
+    refuse(
+      'init_lora_weights',
+      `"${start}" adapters belong to a base model that the start has changed; save it in Python with path_initial_model_for_weight_conversion, which makes it plain LoRA`,
+    );
+  }
   return {
     rank: json.r ?? 8,
     alpha: json.lora_alpha ?? 8,
@@ -121,6 +132,9 @@ export function loraKeys(site: Site): { A: string; B: string } {
     ? { A: 'lora_embedding_A', B: 'lora_embedding_B' }
     : { A: 'lora_A.weight', B: 'lora_B.weight' };
 }
+
+/** How PEFT stores the factors at a convolution: as two convolutions, the second one of size 1×1. */
+export const loraConvolution = { A: 'patches', B: 'pointwise' } as const;
 
 /**
  * Declarations, forward pass, dense kernel and file format of adapters whose factors start with a part of the kernel
@@ -161,6 +175,7 @@ export const shiftedLowRank = {
     toJson: shiftedJson,
     fromJson: loraFromJson,
     keys: loraKeys,
+    convolution: loraConvolution,
     convert: plainLowRank,
   },
 };

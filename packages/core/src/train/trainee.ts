@@ -48,6 +48,12 @@ interface Compiled {
   calculateLosses(): tf.Scalar[];
 }
 
+interface LayerWeight {
+  readonly id: number;
+  trainable: boolean;
+  read(): tf.Variable;
+}
+
 export function traineeOf<B>(model: tf.LayersModel | FunctionModel<B>): Trainee<B> {
   if (model instanceof tf.LayersModel) return layersTrainee(model) as unknown as Trainee<B>;
   ensure(
@@ -87,14 +93,16 @@ function functionTrainee<B>(model: FunctionModel<B>): Trainee<B> {
 function layersTrainee(model: tf.LayersModel): Trainee<TrainingBatch> {
   // A sequential model keeps what compile() made in an inner model, which is built late.
   const compiledModel = (): Compiled => ((model as { model?: tf.LayersModel }).model ?? model) as unknown as Compiled;
+  // tfjs lists trainable weights first; the order of creation does not change when a weight is frozen.
+  const ordered = () => (model.weights as unknown as LayerWeight[]).sort((a, b) => a.id - b.id);
   return {
     model,
-    weights: () => model.weights.map((weight) => weight.read() as tf.Variable),
+    weights: () => ordered().map((weight) => weight.read()),
     trainable: () => model.trainableWeights.map((weight) => weight.read() as tf.Variable),
-    flags: () => model.weights.map((weight) => (weight as unknown as { trainable: boolean }).trainable),
+    flags: () => ordered().map((weight) => weight.trainable),
     setFlags: (flags) => {
-      model.weights.forEach((weight, i) => {
-        (weight as unknown as { trainable: boolean }).trainable = flags[i];
+      ordered().forEach((weight, i) => {
+        weight.trainable = flags[i];
       });
     },
     compute(batch, { training }) {

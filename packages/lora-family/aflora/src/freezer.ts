@@ -48,6 +48,13 @@ interface Scores {
   readonly uncertainty: Float64Array;
 }
 
+/** What an {@link AdaptiveFreezer} has seen and done so far. */
+export interface FreezerState {
+  readonly updates: number;
+  readonly frozen: readonly string[];
+  readonly scores: Record<string, { importance: Float64Array; sensitivity: Float64Array; uncertainty: Float64Array }>;
+}
+
 /** Scores projection matrices by the sensitivity and uncertainty of their gradients, and says which to freeze. */
 export class AdaptiveFreezer {
   private readonly scored: Map<string, Scores>;
@@ -96,6 +103,31 @@ export class AdaptiveFreezer {
       }
     }
     this.updates++;
+  }
+
+  /** Everything that an exact continuation needs, as copies. */
+  state(): FreezerState {
+    return {
+      updates: this.updates,
+      frozen: [...this.frozen],
+      scores: Object.fromEntries([...this.scored].map(([name, scores]) => [name, copied(scores)])),
+    };
+  }
+
+  /**
+   * Continues from a {@link state} of a freezer of the same matrices.
+   *
+   * @throws MatforgeError when a matrix is missing or of another size (names it).
+   */
+  restore({ updates, frozen, scores }: FreezerState): void {
+    for (const [name, { importance }] of this.scored) {
+      const size = scores[name]?.importance.length;
+      ensure(size === importance.length, name, () => `has ${importance.length} entries, the state ${size ?? 'none'}`);
+    }
+    for (const name of this.scored.keys()) this.scored.set(name, copied(scores[name]));
+    this.frozen.clear();
+    for (const name of frozen) this.frozen.add(name);
+    this.updates = updates;
   }
 
   /** Ē, Ū and the mean of Ē∘Ū of every matrix. */
@@ -156,4 +188,8 @@ export class AdaptiveFreezer {
     const count = Math.floor(fraction * this.scored.size + 1e-9) - this.frozen.size;
     return open.sort((a, b) => scores[a].mean - scores[b].mean).slice(0, Math.max(0, count));
   }
+}
+
+function copied({ importance, sensitivity, uncertainty }: Scores): Scores {
+  return { importance: importance.slice(), sensitivity: sensitivity.slice(), uncertainty: uncertainty.slice() };
 }

@@ -12,9 +12,9 @@ import {
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
-import { AdaptiveFreezer, freezerOptions } from './freezer.ts';
+import { AdaptiveFreezer, type FreezerState, freezerOptions } from './freezer.ts';
 
-export { AdaptiveFreezer, cubicFraction, type FreezerConfig } from './freezer.ts';
+export { AdaptiveFreezer, cubicFraction, type FreezerConfig, type FreezerState } from './freezer.ts';
 
 /**
  * AFLoRA (Liu et al. 2024): y = x·W + b + s·(((x·A)∘d)·B)∘l with s = alpha/√r. Vectors d, l always train; the projection
@@ -82,7 +82,13 @@ export const aflora = defineLinearMethod({
     const nameOf = ({ site, tensor }: { site: string; tensor: string }) => `${site}.${tensor}`;
     const sizes = Object.fromEntries(matrices.map((matrix) => [nameOf(matrix), matrix.size]));
     let freezer: AdaptiveFreezer | undefined;
+    let saved: FreezerState | undefined;
     return {
+      state: () => freezer?.state() ?? saved ?? null,
+      restore(state) {
+        saved = state as FreezerState;
+        freezer?.restore(saved);
+      },
       onStep({ step, totalSteps, gradient }: StepInfo<'A' | 'B' | 'lambdaD' | 'lambdaB'>) {
         const total = config.totalSteps ?? totalSteps;
         ensure(
@@ -90,7 +96,10 @@ export const aflora = defineLinearMethod({
           'aflora.totalSteps',
           () => 'is unknown: set the option to the number of optimizer steps of the training',
         );
-        freezer ??= new AdaptiveFreezer(sizes, { ...config, ...phases(config, total), totalSteps: total });
+        if (!freezer) {
+          freezer = new AdaptiveFreezer(sizes, { ...config, ...phases(config, total), totalSteps: total });
+          if (saved) freezer.restore(saved);
+        }
         const gradients = Object.fromEntries(
           matrices.flatMap((matrix) => {
             const value = gradient(matrix.site, matrix.tensor);

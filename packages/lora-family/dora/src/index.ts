@@ -2,6 +2,7 @@ import {
   defineLinearMethod,
   kaimingUniform,
   linear,
+  loraConvolution,
   loraFromJson,
   loraJson,
   loraKeys,
@@ -79,6 +80,7 @@ export const dora = defineLinearMethod({
     toJson: (config) => loraJson(config, { use_dora: true }),
     fromJson: loraFromJson,
     keys: (site) => ({ ...loraKeys(site), magnitude: 'lora_magnitude_vector' }),
+    convolution: { ...loraConvolution, magnitude: 'channels' },
   },
 });
 

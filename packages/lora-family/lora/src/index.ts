@@ -1,6 +1,7 @@
 import {
   defineLinearMethod,
   kaimingUniform,
+  loraConvolution,
   loraFromJson,
   loraJson,
   loraKeys,
@@ -54,7 +55,7 @@ export const lora = defineLinearMethod({
   kernel({ A, B, bias }, { config, base }) {
     const s = lowRankScale(config);
     const kernel = tf.add(base.kernel, lowRankProduct(A, B, s)) as tf.Tensor2D;
-    return { kernel, bias: bias && base.bias ? (tf.add(base.bias, tf.mul(bias, s)) as tf.Tensor1D) : base.bias };
+    return { kernel, bias: bias ? (tf.add(base.bias ?? 0, tf.mul(bias, s)) as tf.Tensor1D) : base.bias };
   },
   lookup: (indices, { A, B }, { config, base }) =>
     tf.add(base.lookup(indices), lowRankProduct(tf.gather(A, indices), B, lowRankScale(config))),
@@ -72,5 +73,6 @@ export const lora = defineLinearMethod({
       init: json.init_lora_weights === 'gaussian' ? 'gaussian' : 'default',
     }),
     keys: (site) => ({ ...loraKeys(site), bias: 'lora_B.bias' }),
+    convolution: loraConvolution,
   },
 });
