@@ -3,6 +3,7 @@ import {
   adam,
   chain,
   perGroup,
+  projectionError,
   random,
   ready,
   type StructuredKernel,
@@ -142,9 +143,8 @@ export function testStructured(suite: StructuredSuite): void {
       kernel.dispose();
     });
 
-    test.each(named.filter(([, entry]) => exactAt(entry)))(
-      '%s: the projection is idempotent, and the residual is orthogonal to it',
-      (_, entry) => {
+    for (const [name, entry] of named.filter(([, each]) => exactAt(each))) {
+      test(`${name}: the projection is idempotent, and the residual is orthogonal to it`, () => {
         const W = random(8).normal([entry.inDim, entry.outDim]) as tf.Tensor2D;
         const { kernel, error, relError, exact } = family.fromDense(W, entry.options as never);
         expect(exact).toBe(true);
@@ -161,8 +161,8 @@ export function testStructured(suite: StructuredSuite): void {
         tf.dispose([W, P]);
         kernel.dispose();
         again.kernel.dispose();
-      },
-    );
+      });
+    }
 
     test('a kernel of zeros has relative error 0, one that is not finite is refused', () => {
       const { inDim, outDim, options: given } = cases[0];
@@ -306,7 +306,12 @@ export function testStructured(suite: StructuredSuite): void {
       const nearest = family.fromDense(given[0] as tf.Tensor2D, options as never);
       const x = random(3).normal([4, 6]);
       tf.tidy(() => {
-        near(back.getWeights()[0], nearest.kernel.toDense(), 1e-5);
+        near(back.getWeights()[0], layer.denseKernel(), 1e-6);
+        if (exactAt({ inDim: 6, outDim: 8, options })) near(back.getWeights()[0], nearest.kernel.toDense(), 1e-5);
+        else {
+          const { relError } = projectionError(given[0], back.getWeights()[0]);
+          expect(relError).toBeLessThan(1.5 * nearest.relError + recovers);
+        }
         expect(Array.from(back.getWeights()[1].dataSync())).toEqual(Array.from(given[1].dataSync()));
         const [y, same] = [layer, back].map((each) => each.apply(x) as tf.Tensor);
         near(y, same, 1e-4);
