@@ -140,7 +140,7 @@ export function evidence(
 ): { stats: WatermarkStats; condition: number; error: number } {
   checkClaim(claim);
   const { scale, layers } = claim;
-  const [extracted, claimed]: [number[], number[]] = [[], []];
+  const [extracted, claimed]: [number[][], number[][]] = [[], []];
   let [condition, distance, norm] = [0, 0, 0];
   for (const { name, A, B, C } of layers) {
     const delta =
@@ -150,11 +150,11 @@ export function evidence(
     norm = Math.hypot(norm, size);
     const found = extraction({ A, B, scale }, delta, name);
     condition = Math.max(condition, found.condition);
-    extracted.push(...found.X.data);
-    claimed.push(...C.dataSync());
+    extracted.push(Array.from(found.X.data));
+    claimed.push(Array.from(C.dataSync()));
     const product = linalg.matmul(linalg.matmul(toMatrix(A), toMatrix(C)), toMatrix(B));
     distance = Math.hypot(distance, linalg.frobeniusNorm(linalg.add(D, product, -scale)));
   }
   ensure(norm > 0, 'suspect', () => 'has zero norm: it is the base model itself');
-  return { stats: statsOf(extracted, claimed), condition, error: distance / norm };
+  return { stats: statsOf(extracted.flat(), claimed.flat()), condition, error: distance / norm };
 }
