@@ -1,5 +1,4 @@
 import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { MatforgeError } from '@matforge/core';
 import { Command, CommanderError, Option } from 'commander';
 import { convert } from './commands/convert.ts';
@@ -141,6 +140,5 @@ function explain(error: unknown, json: boolean): number {
 }
 
 function version(): string {
-  const file = join(import.meta.dirname ?? '.', '..', 'package.json');
-  return JSON.parse(readFileSync(file, 'utf8')).version;
+  return JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version;
 }

@@ -334,7 +334,7 @@ describe('toOptimizer', () => {
     await model.fit(xs, ys, { epochs: 2, batchSize: 16, verbose: 0 });
     expect(tf.memory().numTensors).toBe(count);
     const w = variableOf(tf.zeros([3]));
-    tf.tidy(() => optimizer.minimize(loss(w), false, [w]));
+    tf.tidy(() => void optimizer.minimize(loss(w), false, [w]));
     optimizer.minimize(loss(w), false, [w]);
     tf.dispose([xs, ys, w]);
     model.dispose();

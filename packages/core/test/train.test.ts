@@ -169,9 +169,10 @@ describe('training a layers model', () => {
       earlyStop: { metric: 'val_loss', patience: 2 },
       callbacks: {
         onTrainBegin: () => void calls.push('begin'),
-        onEpochBegin: (epoch) => void calls.push(`epoch ${epoch}`),
-        onBatchEnd: (batch, logs) => void calls.push(`batch ${batch} ${logs?.size} ${typeof logs?.acc}`),
-        onEpochEnd: (_, logs) => void calls.push(Object.keys(logs ?? {}).join(' ')),
+        onEpochBegin: (epoch: number) => void calls.push(`epoch ${epoch}`),
+        onBatchEnd: (batch: number, logs?: tf.Logs) =>
+          void calls.push(`batch ${batch} ${logs?.size} ${typeof logs?.acc}`),
+        onEpochEnd: (_: number, logs?: tf.Logs) => void calls.push(Object.keys(logs ?? {}).join(' ')),
         onTrainEnd: () => void calls.push('end'),
       },
     });

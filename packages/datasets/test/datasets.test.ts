@@ -105,7 +105,7 @@ describe('every dataset', () => {
     const whole = await shuffled.toTensors();
     expect(whole.xs.shape).toEqual([10, 2]);
     expect(whole.ys.dtype).toBe('int32');
-    tf.dispose(whole);
+    tf.dispose([whole.xs, whole.ys]);
   });
 
   test('wrong arguments are refused', () => {

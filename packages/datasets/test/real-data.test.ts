@@ -46,7 +46,7 @@ test('MNIST: the original counts, order, class sizes and pixel statistics', asyn
   const first = await train.take(10).toTensors();
   expect([...first.ys.dataSync()]).toEqual([5, 0, 4, 1, 9, 2, 1, 3, 1, 4]);
   expect(first.xs.shape).toEqual([10, 28, 28, 1]);
-  tf.dispose(first);
+  tf.dispose([first.xs, first.ys]);
   const a = await survey(train);
   expect(a.counts).toEqual([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]);
   expect(a.mean).toBeCloseTo(0.1307, 4);

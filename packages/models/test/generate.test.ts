@@ -1,7 +1,7 @@
 import { attach, defineLinearMethod, detach, normal, ready, trainable } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
-import { bert, generate, gpt2, llama } from '../src/index.ts';
+import { bert, type GenerateOptions, generate, gpt2, llama } from '../src/index.ts';
 
 const sizes = { vocabSize: 23, hiddenSize: 16, layers: 2, heads: 4, initializerRange: 0.4, seed: 7 };
 const makers = {
@@ -173,7 +173,7 @@ describe('generate refuses', () => {
     [[1], { topp: 1 }, 'did you mean "topP"?'],
     [[1, 2, 3], { maxNewTokens: 23 }, 'prompt 3 and 23 new tokens need 25 positions, the model has 24'],
   ])('%j with %j', async (tokens, options, message) => {
-    await expect(generate(model, tokens as number[], options)).rejects.toThrow(message);
+    await expect(generate(model, tokens as number[], options as GenerateOptions)).rejects.toThrow(message);
   });
 
   test('a model that is no causal language model, and one whose weights are not finite', async () => {

@@ -59,7 +59,7 @@ function checkGradients(model: tf.LayersModel, loss: () => tf.Scalar): void {
   const step = 1e-2;
   for (const weight of model.trainableWeights) {
     const variable = weight.read() as tf.Variable;
-    const gradient = grads[variable.name].dataSync();
+    const gradient = grads[variable.name].dataSync() as Float32Array;
     const values = variable.dataSync().slice();
     const largest = gradient.reduce((best, g, i) => (Math.abs(g) > Math.abs(gradient[best]) ? i : best), 0);
     for (const entry of [largest, Math.floor(values.length / 2)]) {

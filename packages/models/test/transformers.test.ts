@@ -154,7 +154,7 @@ describe.each(['cpu', 'wasm'])('logits equal a float64 reference on %s', (backen
 test('more positions than the model has are refused, and a tied head needs its embedding', async () => {
   await ready('cpu');
   const model = gpt2({ vocabSize: 5, hiddenSize: 4, layers: 1, heads: 1, maxPositions: 3 });
-  expect(() => tf.tidy(() => model.apply(int([[1, 2, 3, 4]])))).toThrow(
+  expect(() => tf.tidy(() => void model.apply(int([[1, 2, 3, 4]])))).toThrow(
     'transformer.positions: 4 positions given, the model has 3; use a shorter text',
   );
   model.dispose();
@@ -162,6 +162,6 @@ test('more positions than the model has are refused, and a tied head needs its e
   const other = tf.layers.dense({ units: 4 }).apply(hidden) as tf.SymbolicTensor;
   const head = new MatforgeTiedHead({ name: 'head', vocabSize: 5 }).apply([hidden, other]) as tf.SymbolicTensor;
   const wrong = tf.model({ inputs: hidden, outputs: head });
-  expect(() => tf.tidy(() => wrong.apply(tf.ones([1, 2, 4])))).toThrow('must come straight from an embedding layer');
+  expect(() => tf.tidy(() => void wrong.apply(tf.ones([1, 2, 4])))).toThrow('must come straight from an embedding layer');
   wrong.dispose();
 });

@@ -316,6 +316,8 @@ export function testStructured(suite: StructuredSuite): void {
         const [y, same] = [layer, back].map((each) => each.apply(x) as tf.Tensor);
         near(y, same, 1e-4);
         expect(tf.min(y).dataSync()[0]).toBe(0);
+        const sequence = random(4).normal([2, 3, 6]);
+        near(layer.apply(sequence) as tf.Tensor, back.apply(sequence) as tf.Tensor, 1e-4);
       });
       nearest.kernel.dispose();
       tf.dispose([x, ...given]);

@@ -34,7 +34,7 @@ testGolden('road', __dirname, {
         y: method.forward(inputs.tensor('x'), tensors),
         R: applyRoad(tf.eye(kernel.shape[1]), c1, c2, config.groupSize),
         mergedW: kernel,
-        mergedBias: bias,
+        mergedBias: bias as tf.Tensor1D,
         trainableParams: tf.scalar(Object.values(method.init()).reduce((sum, { size }) => sum + size, 0)),
       };
     }),
