@@ -188,7 +188,9 @@ describe('groupLearningRates', () => {
     // Adam's first step is the rate times the sign of the gradient.
     tf.tidy(() => {
       optimizer.applyGradients(
-        Object.fromEntries(weights.map((weight) => [weight.read().name, tf.ones(weight.shape as number[])])),
+        Object.fromEntries(
+          weights.map((weight) => [(weight.read() as tf.Variable).name, tf.ones(weight.shape as number[])]),
+        ),
       );
     });
     const moved = Object.fromEntries(
@@ -221,7 +223,7 @@ describe('groupLearningRates', () => {
     });
     const transformation = (learningRate: number) => adamw({ learningRate, weightDecay: 0.1 });
     const optimizer = toOptimizer(groupLearningRates(model, 1e-2, { baseInDim: 32, transformation }));
-    const [A] = model.trainableWeights.map((weight) => weight.read());
+    const [A] = model.trainableWeights.map((weight) => weight.read() as tf.Variable);
     const start = A.dataSync()[0];
     tf.tidy(() => optimizer.applyGradients({ [A.name]: tf.zerosLike(A) }));
     expect(A.dataSync()[0] / start).toBeCloseTo(1 - 1e-2 * 0.1 * 4, 5);

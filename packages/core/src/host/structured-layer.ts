@@ -145,8 +145,8 @@ export abstract class StructuredLayer extends tf.layers.Layer {
   }
 
   private weight(name: string, shape: number[], value: () => tf.Tensor, trainable: boolean): LayerVariable {
-    const add = this.addWeight as unknown as (...args: unknown[]) => LayerVariable;
-    return add.call(this, name, shape, 'float32', { apply: value }, undefined, trainable);
+    const layer = this as unknown as { addWeight(...args: unknown[]): LayerVariable };
+    return layer.addWeight(name, shape, 'float32', { apply: value }, undefined, trainable);
   }
 
   /** The tensors of the kernel by the method's names. They belong to the layer. */
