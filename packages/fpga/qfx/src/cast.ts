@@ -2,10 +2,13 @@ import { ensure, refuse } from '@matforge/core';
 import type { RawData } from './raw.ts';
 import { type FixedType, fractionBits, hi, hiBig, lo, loBig, type QuantizationMode } from './types.ts';
 
+// Looked up once: in an isolated context (jest, vm) every look-up of a global is slow.
+const { floor, min, max, abs } = Math;
+
 /** Rounds u to an integer: `n` and `f` of |u| are exact in binary floating point, u - floor(u) is not. */
 export function quantise(u: number, Q: QuantizationMode): number {
-  const a = Math.abs(u);
-  const n = Math.floor(a);
+  const a = abs(u);
+  const n = floor(a);
   const f = a - n;
   const negative = u < 0;
   let up: boolean;
@@ -42,29 +45,29 @@ export function overflower(type: FixedType): (q: number) => number {
   const high = hi(type);
   const modulus = 2 ** type.W;
   const wrap = (q: number): number => {
-    const kept = q - modulus * Math.floor(q / modulus);
+    const kept = q - modulus * floor(q / modulus);
     return kept > high ? kept - modulus : kept;
   };
   switch (type.O) {
     case 'AP_SAT':
-      return (q) => Math.min(Math.max(q, low), high);
+      return (q) => min(max(q, low), high);
     case 'AP_SAT_ZERO':
       return (q) => (q < low || q > high ? 0 : q);
     case 'AP_SAT_SYM': {
       const least = type.signed ? -high : low;
-      return (q) => Math.min(Math.max(q, least), high);
+      return (q) => min(max(q, least), high);
     }
     case 'AP_WRAP':
       return (q) => (q >= low && q <= high ? q : wrap(q));
     case 'AP_WRAP_SM': {
       const bit = (q: number, k: number): number => {
-        const scaled = Math.floor(q / 2 ** k);
-        return scaled - 2 * Math.floor(scaled / 2);
+        const scaled = floor(q / 2 ** k);
+        return scaled - 2 * floor(scaled / 2);
       };
       return (q) => {
         if (q >= low && q <= high) return q;
         // Inverting all kept bits is -1 - q, modulo 2^W.
-        return wrap(bit(q, type.W) === bit(q, type.W - 1) ? q : -1 - (q - modulus * Math.floor(q / modulus)));
+        return wrap(bit(q, type.W) === bit(q, type.W - 1) ? q : -1 - (q - modulus * floor(q / modulus)));
       };
     }
   }
@@ -167,8 +170,8 @@ export function caster(type: FixedType): (value: number) => number {
     return (value) => {
       const u = value * scale;
       // Far outside, u + 1/2 may round, but saturates all the same; inside, only u just below a tie needs the long way.
-      const q = Math.floor(u + 0.5);
-      return Math.min(Math.max(q - u > 0.5 ? q - 1 : q, low), high) + 0;
+      const q = floor(u + 0.5);
+      return min(max(q - u > 0.5 ? q - 1 : q, low), high) + 0;
     };
   }
   const overflow = overflower(type);
@@ -202,7 +205,8 @@ export function toRaw(values: ArrayLike<number>, type: FixedType): Float64Array 
   const raw = new Float64Array(values.length);
   for (let i = 0; i < raw.length; i++) {
     const value = values[i];
-    if (!Number.isFinite(value)) refuse('value', `cannot represent ${Number.isNaN(value) ? 'NaN' : value}`);
+    // NaN and infinity alone differ from themselves by something else than 0.
+    if (value - value !== 0) refuse('value', `cannot represent ${value}`);
     raw[i] = cast(value);
   }
   return raw;

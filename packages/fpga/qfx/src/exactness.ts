@@ -3,6 +3,9 @@ import * as tf from '@tensorflow/tfjs';
 import type { Format } from './rounding.ts';
 import { ceilLog2, type FixedType, fractionBits } from './types.ts';
 
+// Looked up once: in an isolated context (jest, vm) every look-up of a global is slow.
+const { abs, floor } = Math;
+
 /** `auto` splits a product that float32 cannot sum exactly; `fast` does not, and the graph says so. */
 export type Exactness = 'auto' | 'fast';
 
@@ -52,7 +55,7 @@ export function checkBackend(field: string): void {
 export function largestColumn(weights: ArrayLike<number>, fractions: readonly number[], channels: number): number {
   const sums = new Float64Array(channels);
   for (let i = 0, c = 0; i < weights.length; i++) {
-    sums[c] += Math.abs(weights[i]);
+    sums[c] += abs(weights[i]);
     if (++c === channels) c = 0;
   }
   let largest = 0;
@@ -138,7 +141,7 @@ function cut(values: Float32Array, fractions: readonly number[], count: number, 
   for (let i = 0; i < values.length; i++) {
     let raw = values[i] * 2 ** fractions[i % length];
     for (let p = 0; p < count - 1; p++) {
-      const rest = Math.floor(raw / base);
+      const rest = floor(raw / base);
       parts[p][i] = raw - rest * base;
       raw = rest;
     }

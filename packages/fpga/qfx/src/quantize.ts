@@ -396,6 +396,14 @@ function checkFinite(weights: tf.Tensor[], name: string): void {
   });
 }
 
+/** Brevitas' fixed-point quantizers: so many bits, narrow range for weights, a power-of-two scale from the maximum. */
+function brevitas(type: TypeLike, otherwise: TensorQuantization): TensorQuantization | undefined {
+  const match = typeof type === 'string' ? /^(U?)Int(\d+)(Weight|Act)PerTensorFixedPoint$/.exec(type) : null;
+  if (!match) return undefined;
+  const narrow = match[3] === 'Weight' ? { O: 'AP_SAT_SYM' as const } : {};
+  return { ...otherwise, W: Number(match[2]), signed: match[1] === '', init: 'max', ...narrow };
+}
+
 /** Layer settings with hls4ml's aliases resolved. */
 interface Resolved {
   weight: TensorQuantization;
@@ -427,7 +435,7 @@ function resolve(config: QuantizeConfig, name: string): Resolved {
   const weights = { ...common, init: init?.weights ?? whole ?? 'mse' };
   const activations = { ...common, init: init?.activations ?? whole ?? 'max' };
   const typed = (type: TypeLike | undefined, otherwise: TensorQuantization): TensorQuantization =>
-    type === undefined ? otherwise : fixedQuantization(type);
+    type === undefined ? otherwise : (brevitas(type, otherwise) ?? fixedQuantization(type));
   const extras = {
     ...(own.perChannel ? { perChannel: true } : {}),
     ...(own.multiplierFree ? { multiplierFree: own.multiplierFree } : {}),

@@ -5,6 +5,9 @@ import { type Heap, type HeapGrid, heap } from './heap.ts';
 import { digitRounding, type Format, fixedRounding, levelsOf, type Rounding } from './rounding.ts';
 import { checkType, type FixedType, fractionBits, hi, type OverflowMode, type QuantizationMode } from './types.ts';
 
+// Looked up once: in an isolated context (jest, vm) every look-up of a global is slow.
+const { floor, min, max } = Math;
+
 /** Real numbers as kernels read and write them. */
 export type Reals = Float32Array | Float64Array;
 
@@ -200,7 +203,7 @@ export class FixedQuantizer {
     const { v, offset, pull } = forward(inputs.map((input) => input.dataSync() as Float32Array));
     if (!this.ready) {
       const least = relu ? 0 : -Infinity;
-      this.initFrom(v.map((value, i) => Math.max(value + (offset ? offset[i % offset.length] : 0), least)));
+      this.initFrom(v.map((value, i) => max(value + (offset ? offset[i % offset.length] : 0), least)));
     }
     const grid: Grid = { ...this.grid(v.length), offset };
     const y = roundAll(v, relu, grid);
@@ -252,11 +255,11 @@ export class MultiplierFreeQuantizer extends FixedQuantizer {
 
 /** floor(clip(theta) + 1/2). */
 export function positionOf(theta: number, iMin: number, iMax: number): number {
-  return Math.floor(clip(theta, iMin, iMax) + 0.5);
+  return floor(clip(theta, iMin, iMax) + 0.5);
 }
 
 function clip(x: number, low: number, high: number): number {
-  return Math.min(Math.max(x, low), high);
+  return min(max(x, low), high);
 }
 
 /** Sums over all axes but the last. */
@@ -288,7 +291,7 @@ interface Grid {
 
 /** Scale, step and offset of every channel; one channel when neither positions nor offsets differ. */
 function perChannel({ fractions, offset }: Grid): { scale: Float64Array; step: Float64Array; shift: Float64Array } {
-  const channels = Math.max(fractions.length, offset?.length ?? 1);
+  const channels = max(fractions.length, offset?.length ?? 1);
   const of = (value: (c: number) => number): Float64Array =>
     Float64Array.from({ length: channels }, (_, c) => value(c));
   const fraction = (c: number): number => fractions[c % fractions.length];
@@ -300,25 +303,25 @@ function roundAll(v: Reals, relu: boolean, grid: Grid): Float32Array {
   const { rounding } = grid;
   const y = new Float32Array(v.length);
   const channels = scale.length;
-  const floor = relu ? 0 : -Infinity;
+  const bottom = relu ? 0 : -Infinity;
   let broken = false;
   if (rounding.plain) {
     const { low, high } = rounding.plain;
-    const least = Math.max(low, floor);
+    const least = max(low, bottom);
     const [a, b] = [scale[0], step[0]];
     if (channels === 1 && shift[0] === 0) {
       // Most weights: a loop of their own takes half the time.
       for (let i = 0; i < v.length; i++) {
         const u = v[i];
         if (u - u !== 0) broken = true;
-        y[i] = Math.min(Math.max(Math.floor(u * a + 0.5), least), high) * b;
+        y[i] = min(max(floor(u * a + 0.5), least), high) * b;
       }
     } else {
       for (let i = 0, c = 0; i < v.length; i++) {
         const u = v[i] + shift[c];
         if (u - u !== 0) broken = true;
         // Exact, here and above: u * scale has at most 52 significant bits (see exactness.ts), so 1/2 does not round up.
-        y[i] = Math.min(Math.max(Math.floor(u * scale[c] + 0.5), least), high) * step[c];
+        y[i] = min(max(floor(u * scale[c] + 0.5), least), high) * step[c];
         if (++c === channels) c = 0;
       }
     }
@@ -326,7 +329,7 @@ function roundAll(v: Reals, relu: boolean, grid: Grid): Float32Array {
     for (let i = 0, c = 0; i < v.length; i++) {
       const u = v[i] + shift[c];
       if (u - u !== 0) broken = true;
-      y[i] = rounding.raw(Math.max(u, floor) * scale[c]) * step[c];
+      y[i] = rounding.raw(max(u, bottom) * scale[c]) * step[c];
       if (++c === channels) c = 0;
     }
   }

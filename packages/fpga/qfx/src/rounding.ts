@@ -2,6 +2,9 @@ import { overflower, quantise } from './cast.ts';
 import { digitLevels, type MultiplierFreeConfig } from './digits.ts';
 import { type FixedType, hi, lo } from './types.ts';
 
+// Looked up once: in an isolated context (jest, vm) every look-up of a global is slow.
+const { abs } = Math;
+
 /** A grid of raw integers: where a scaled real number u = x * 2^F goes, and where its gradient passes. */
 export interface Rounding {
   /** Rounded and brought into range. */
@@ -64,7 +67,7 @@ export function digitRounding(format: Format, config: MultiplierFreeConfig): Rou
   return {
     raw: (u) => {
       if (u < 0 && !format.signed) return 0;
-      const a = Math.abs(u);
+      const a = abs(u);
       // j = number of midpoints <= a.
       let from = 0;
       let to = middles.length;

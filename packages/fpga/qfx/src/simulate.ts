@@ -17,6 +17,9 @@ import {
 import { type RawData, rawBigints, rawNumbers } from './raw.ts';
 import { type FixedType, fractionBits, hi, hiBig, lo, loBig } from './types.ts';
 
+// Looked up once: in an isolated context (jest, vm) every look-up of a global is slow.
+const { imul, floor, min, max } = Math;
+
 /** Raw integers and real values of one node, the batch axis first. */
 export interface Traced {
   readonly shape: readonly number[];
@@ -186,11 +189,11 @@ function castAll(acc: RawData | Float64Array, fraction: number, relu: boolean, t
   const sh = fraction - fractionBits(type);
   if (plain && sh > 0) {
     const scale = 2 ** -sh;
-    const [low, high] = [relu ? Math.max(lo(type), 0) : lo(type), hi(type)];
+    const [low, high] = [relu ? max(lo(type), 0) : lo(type), hi(type)];
     for (let i = 0; i < acc.length; i++) {
       // |acc| < 2^52, so adding the half is exact or too small to matter.
-      const q = Math.floor(acc[i] * scale + 0.5);
-      out[i] = Math.min(Math.max(q, low), high);
+      const q = floor(acc[i] * scale + 0.5);
+      out[i] = min(max(q, low), high);
     }
     return out;
   }
@@ -220,18 +223,17 @@ function operandsOf(node: MacNode, xType: FixedType): Operands {
   const channels = channelsOf(node);
   const shift = 2 ** node.productShift;
   const narrow = node.weights.data.length === 0 || typeof node.weights.data[0] === 'number';
-  const maxX = Math.max(-lo(xType), hi(xType));
+  const maxX = max(-lo(xType), hi(xType));
   // A bound of every partial sum, from the weights themselves.
   let bound = Infinity;
   if (narrow) {
     const sums = new Float64Array(channels);
     const data = node.weights.data as readonly number[];
     for (let i = 0; i < data.length; i++) sums[i % channels] += Math.abs(data[i]);
-    bound = sums.reduce((a, b) => Math.max(a, b)) * maxX * shift;
+    bound = sums.reduce((a, b) => max(a, b)) * maxX * shift;
     if (node.bias) {
       bound +=
-        Math.max(...(node.bias.data as readonly (number | string)[]).map((b) => Math.abs(Number(b)))) *
-        2 ** node.biasShift;
+        max(...(node.bias.data as readonly (number | string)[]).map((b) => Math.abs(Number(b)))) * 2 ** node.biasShift;
     }
   }
   const width: Width = bound < 2 ** 31 ? 'int32' : bound < 2 ** 51 ? 'float64' : 'bigint';
@@ -348,10 +350,10 @@ function dotInt32(
     let k = from + o * nIn;
     for (let i = at; i < at + nIn; i++, k++) {
       const v = x[i];
-      a = (a + Math.imul(v, w[k])) | 0;
-      b = (b + Math.imul(v, w[k + nIn])) | 0;
-      c = (c + Math.imul(v, w[k + 2 * nIn])) | 0;
-      d = (d + Math.imul(v, w[k + 3 * nIn])) | 0;
+      a = (a + imul(v, w[k])) | 0;
+      b = (b + imul(v, w[k + nIn])) | 0;
+      c = (c + imul(v, w[k + 2 * nIn])) | 0;
+      d = (d + imul(v, w[k + 3 * nIn])) | 0;
     }
     acc[to + o] = a;
     acc[to + o + 1] = b;
@@ -360,7 +362,7 @@ function dotInt32(
   }
   for (; o < nOut; o++) {
     let a = acc[to + o];
-    for (let i = 0, k = from + o * nIn; i < nIn; i++, k++) a = (a + Math.imul(x[at + i], w[k])) | 0;
+    for (let i = 0, k = from + o * nIn; i < nIn; i++, k++) a = (a + imul(x[at + i], w[k])) | 0;
     acc[to + o] = a;
   }
 }
@@ -590,7 +592,7 @@ function softmaxNode(node: SoftmaxNode, x: RawData, batch: number): RawData {
       e[i] = exp[Number((top - BigInt(x[at + i])) >> BigInt(expShift))];
       Z += e[i];
     }
-    const v = inv[Math.floor((Z - 65536) / 2 ** invShift)];
+    const v = inv[floor((Z - 65536) / 2 ** invShift)];
     for (let i = 0; i < length; i++) {
       const r = castBig(BigInt(e[i]) * BigInt(v), 32, node.type);
       out[at + i] = (isBig(out) ? r : Number(r)) as never;

@@ -74,6 +74,24 @@ function sequence(): tf.LayersModel {
   });
 }
 
+/** A batch norm on its own, a ReLU that two layers read, a model within the model, global and padded maximum pooling. */
+function assorted(): tf.LayersModel {
+  const x = tf.input({ shape: [6, 5, 2] });
+  const normal = layers.batchNormalization().apply(x) as tf.SymbolicTensor;
+  const y = layers.conv2d({ filters: 4, kernelSize: 3, padding: 'same' }).apply(normal) as tf.SymbolicTensor;
+  const a = layers.activation({ activation: 'relu' }).apply(y) as tf.SymbolicTensor;
+  const inner = tf.sequential({
+    layers: [
+      layers.maxPooling2d({ inputShape: [6, 5, 4], poolSize: 3, strides: 1, padding: 'same' }),
+      layers.conv2d({ filters: 4, kernelSize: 1, useBias: false }),
+    ],
+  });
+  const b = inner.apply(a) as tf.SymbolicTensor;
+  const three = layers.add().apply([y, a, b]) as tf.SymbolicTensor;
+  const pooled = layers.globalMaxPooling2d({}).apply(three) as tf.SymbolicTensor;
+  return tf.model({ inputs: x, outputs: layers.dense({ units: 3 }).apply(pooled) as tf.SymbolicTensor });
+}
+
 /** The training-time forward pass and the integer simulator, on the same inputs. */
 function compare(float: tf.LayersModel, config: QuantizeConfig, seed = 7): void {
   const shape = float.inputs[0].shape.slice(1) as number[];
@@ -111,6 +129,8 @@ describe.each(['cpu', 'wasm'])('the training forward pass is the integer program
     ['14 bits: products are split', residual, { bits: 14, biasBits: 24 }],
     ['20-bit activations: products are split', sequence, { activationBits: 20, weightBits: 16, biasBits: 25 }],
     ['tight accumulators', residual, { accumulator: 'tight' }],
+    ['norms, sums of three and nested models at 7 bits', assorted, { bits: 7 }],
+    ['the same, symmetric saturation, even rounding', assorted, { modes: { Q: 'AP_RND_CONV', O: 'AP_SAT_SYM' } }],
   ])('%s', (_, make, config) => {
     const float = scramble(make());
     compare(float, config);
@@ -143,6 +163,66 @@ describe('quantizeModel', () => {
     expect(Array.from(simulate(graph, x).raw as Int32Array)).toEqual(Array.from(predicted));
     tf.dispose([x, labels]);
     model.dispose();
+    float.dispose();
+  });
+
+  test.each(['folded', 'unfolded'] as const)('batch statistics, %s, then the moving ones', async (batchNorm) => {
+    const float = scramble(residual());
+    const x = uniform([64, 6, 6, 3], -1, 1, 3);
+    const labels = tf.tidy(() => tf.oneHot(tf.argMax(float.predict(x) as tf.Tensor, 1), 4).toFloat());
+    const model = quantizeModel(float, {
+      batchNorm,
+      batchNormFreezeAfter: 6,
+      bits: 6,
+      calibration: x,
+      softmax: 'skip',
+    });
+    const statistics = (): number[] =>
+      model.layers.flatMap(({ weights }) =>
+        weights.filter(({ name }) => name.includes('moving_mean')).flatMap((w) => Array.from(w.read().dataSync())),
+      );
+    model.compile({ optimizer: tf.train.adam(1e-3), loss: (t, p) => tf.losses.softmaxCrossEntropy(t, p) });
+    const start = statistics();
+    await model.fit(x, labels, { epochs: 1, batchSize: 16, verbose: 0, shuffle: false });
+    const early = statistics();
+    await model.fit(x, labels, { epochs: 1, batchSize: 16, verbose: 0, shuffle: false });
+    const late = statistics();
+    await model.fit(x, labels, { epochs: 2, batchSize: 16, verbose: 0, shuffle: false });
+    expect(start.length).toBe(8);
+    start.forEach((value, i) => {
+      expect(early[i]).not.toBe(value);
+      expect(late[i]).not.toBe(early[i]);
+    });
+    // Steps 7 and on read the moving statistics and leave them alone.
+    expect(statistics()).toEqual(late);
+    const forward = model.apply(x, { training: true }) as tf.Tensor;
+    expect(Array.from(forward.dataSync())).toEqual(Array.from(simulate(freeze(model), x).values));
+    tf.dispose([x, labels, forward]);
+    model.dispose();
+    float.dispose();
+  });
+
+  test('trains batch norms, kernels and biases: every trainable weight gets a gradient', () => {
+    const float = scramble(residual());
+    const x = uniform([8, 6, 6, 3], -1, 1, 3);
+    for (const batchNorm of ['folded', 'unfolded'] as const) {
+      const model = quantizeModel(float, { batchNorm, calibration: x });
+      const weights = model.trainableWeights.map((weight) => weight.read() as tf.Variable);
+      const { value, grads } = tf.variableGrads(
+        () => tf.sum(tf.square(model.apply(x, { training: true }) as tf.Tensor)) as tf.Scalar,
+        weights,
+      );
+      const silent = weights.filter(({ name }) => {
+        const gradient = grads[name];
+        return !gradient || gradient.dataSync().every((g) => g === 0);
+      });
+      // A position whose tensor lies on its grid already has no error to learn from.
+      expect(silent.map(({ name }) => name).filter((name) => !name.includes('position_'))).toEqual([]);
+      expect(silent.length).toBeLessThan(weights.length / 4);
+      tf.dispose([value, grads]);
+      model.dispose();
+    }
+    x.dispose();
     float.dispose();
   });
 });

@@ -180,6 +180,16 @@ describe('what is kept', () => {
     model.dispose();
   });
 
+  test("Brevitas' names leave the position to training", () => {
+    const x = tf.ones([1, 5, 5, 2]);
+    const names = { weightType: 'Int6WeightPerTensorFixedPoint', resultType: 'UInt5ActPerTensorFixedPoint' };
+    const model = quantizeModel(make(), { calibration: x, layers: { conv: names } });
+    const [, conv] = freeze(model).nodes;
+    expect(conv).toMatchObject({ weightType: { W: 6, O: 'AP_SAT_SYM' }, type: { W: 5, signed: false } });
+    x.dispose();
+    model.dispose();
+  });
+
   test("exact: 'fast' leaves a warning where float32 is too short", () => {
     const x = tf.randomUniform([4, 5, 5, 2], -1, 1, 'float32', 2);
     const wide = quantizeModel(make(), { bits: 16, calibration: x, exact: 'fast' });
