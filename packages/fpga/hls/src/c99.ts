@@ -112,7 +112,7 @@ export function averageProduct(x: FixedType, node: AvgPool2dNode) {
 /** Typedefs of defines.h for the C flavour. */
 export function cTypedefs(plan: Plan): string {
   const typedef = (type: string, name: string, comment: string): string =>
-    `typedef ${type} ${name};`.padEnd(36) + `/* ${comment} */`;
+    `${`typedef ${type} ${name};`.padEnd(36)}/* ${comment} */`;
   const value = (type: FixedType): string => `${describe(type)}, value = raw * 2^${-fractionBits(type)}`;
   const of = (node: QfxNode): string =>
     typedef(container(node.type.W, node.type.signed), typeName(node), value(node.type));

@@ -240,10 +240,10 @@ const programs: Program[] = [
   ),
 ];
 
-// biome-ignore lint/suspicious/noExplicitAny: every kind of case has its own configuration.
 type Case = {
   name: string;
   kind: string;
+  // biome-ignore lint/suspicious/noExplicitAny: every kind of case has its own configuration.
   config: any;
   inputs: Record<string, Tensor>;
   expected: Record<string, Tensor>;
