@@ -174,10 +174,15 @@ export function count(model: tf.LayersModel): Counts {
     }
   }
   return {
-    trainable: sum(model.trainableWeights.map((weight) => weight.read().size)),
-    total: sum(model.weights.map((weight) => weight.read().size)) + sum([...frozen].map(({ size }) => size)),
+    trainable: sum(once(model.trainableWeights).map(({ size }) => size)),
+    total: sum([...once(model.weights), ...frozen].map(({ size }) => size)),
     adapters: Object.fromEntries(list(model).map(({ name, trainable }) => [name, trainable])),
   };
+}
+
+/** The variables of weights; tfjs lists a layer's weights once per model that holds the layer. */
+function once(weights: readonly { read(): tf.Tensor }[]): tf.Tensor[] {
+  return [...new Set(weights.map((weight) => weight.read()))];
 }
 
 function sum(values: readonly number[]): number {
