@@ -1,6 +1,7 @@
 /// <reference types="jest" />
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { ready } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 
 /** A tensor of a golden file: flat data in row-major order. */
@@ -62,6 +63,9 @@ export type GoldenKind = (inputs: GoldenInputs, config: any, test: GoldenCase) =
 export function testGolden(method: string, directory: string, kinds: Record<string, GoldenKind>): void {
   const { cases, path } = readGolden(method, directory);
   describe(`golden cases of ${method}`, () => {
+    beforeAll(async () => {
+      await ready();
+    });
     test('every kind in the file is covered', () => {
       const missing = [...new Set(cases.map(({ kind }) => kind))].filter((kind) => !kinds[kind]);
       expect({ path, missing }).toEqual({ path, missing: [] });
