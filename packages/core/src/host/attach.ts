@@ -107,7 +107,7 @@ export async function attachWith<M extends tf.LayersModel>(
     bias = 'none',
     modulesToSave = [],
   } = options;
-  const { method, config } = configured;
+  const { method, config } = configured ?? {};
   ensure(
     method?.contract === 'linear',
     'method',
@@ -205,7 +205,7 @@ function selectModules(model: tf.LayersModel, modulesToSave: readonly string[]):
     ensure(
       names.some((name) => matchesName(name, module)),
       'modulesToSave',
-      () => `no layer is named "${module}"${nearest(module, names)}. Candidates: ${names.join(', ')}`,
+      () => `no layer is named "${module}"${nearest(module, names)} Candidates: ${names.join(', ')}`,
     );
   }
   return new Set(names.filter((name) => modulesToSave.some((module) => matchesName(name, module))));
@@ -349,6 +349,8 @@ function hold(
       continue;
     }
     if (spec.role === 'trainable') {
+      // Layers of a loaded model put zeros in the place of every initializer.
+      site.layer.setFastWeightInitDuringBuild(false);
       const weight = site.layer.addWeight(`${adapter.name}/${key}`, spec.shape, 'float32', { apply: () => made[key] });
       weights[key] = weight;
       tensors[key] = weight.read();

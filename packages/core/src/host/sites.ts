@@ -25,6 +25,7 @@ export interface HostLayer {
   call(inputs: tf.Tensor | tf.Tensor[], kwargs: Record<string, unknown>): tf.Tensor | tf.Tensor[];
   invokeCallHook(inputs: tf.Tensor | tf.Tensor[], kwargs: Record<string, unknown>): void;
   addWeight(name: string, shape: number[], dtype: 'float32', initializer: { apply(): tf.Tensor }): LayerVariable;
+  setFastWeightInitDuringBuild(fast: boolean): void;
   getClassName(): string;
   readonly built: boolean;
   readonly kernel?: LayerVariable;
@@ -131,27 +132,27 @@ export function selectSites(model: object, targets: Targets, exclude?: Targets):
     if (missing !== undefined) {
       const other = namedLayers(model).find(({ name }) => matchesName(name, missing));
       if (other) refuse('targets', `"${missing}" is a ${other.layer.getClassName()}, without a kernel. ${candidates}`);
-      refuse('targets', `no layer is named "${missing}"${nearest(missing, names)}. ${candidates}`);
+      refuse('targets', `no layer is named "${missing}"${nearest(missing, names)} ${candidates}`);
     }
   }
   const [wanted, unwanted] = [selector(targets, 'targets'), exclude && selector(exclude, 'exclude')];
   const matching = sites.filter(wanted);
   if (matching.length === 0) {
-    const hint = typeof targets === 'string' ? nearest(targets, names) : '';
-    refuse('targets', `${show(targets)} matches no layer${hint}. ${candidates}`);
+    const hint = typeof targets === 'string' ? nearest(targets, names) : '.';
+    refuse('targets', `${show(targets)} matches no layer${hint} ${candidates}`);
   }
   const selected = matching.filter((site) => !unwanted?.(site));
   if (selected.length === 0) refuse('exclude', `${show(exclude)} leaves out every layer that ${show(targets)} selects`);
   return selected;
 }
 
-/** "; did you mean …?" where a name is near. */
+/** How a message about an unknown name ends: with a question where a name is near. */
 export function nearest(given: string, names: readonly string[]): string {
   const near = didYouMean(
     given,
     names.flatMap((name) => [name, name.slice(name.lastIndexOf('.') + 1)]),
   );
-  return near ? `; did you mean "${near}"?` : '';
+  return near ? `; did you mean "${near}"?` : '.';
 }
 
 function show(targets: Targets | undefined): string {
