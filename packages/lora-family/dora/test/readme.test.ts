@@ -1,0 +1,3 @@
+import { testReadme } from '@matforge/testkit';
+
+testReadme(__dirname, require);
