@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '@matforge/engine';
+import { causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '../../engine/src/index.ts';
 import { transformSync } from '@swc/core';
 import * as tf from '@tensorflow/tfjs';
 import fc from 'fast-check';

@@ -162,6 +162,8 @@ test('more positions than the model has are refused, and a tied head needs its e
   const other = tf.layers.dense({ units: 4 }).apply(hidden) as tf.SymbolicTensor;
   const head = new MatforgeTiedHead({ name: 'head', vocabSize: 5 }).apply([hidden, other]) as tf.SymbolicTensor;
   const wrong = tf.model({ inputs: hidden, outputs: head });
-  expect(() => tf.tidy(() => void wrong.apply(tf.ones([1, 2, 4])))).toThrow('must come straight from an embedding layer');
+  expect(() => tf.tidy(() => void wrong.apply(tf.ones([1, 2, 4])))).toThrow(
+    'must come straight from an embedding layer',
+  );
   wrong.dispose();
 });
