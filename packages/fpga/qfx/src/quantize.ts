@@ -398,10 +398,10 @@ function checkFinite(weights: tf.Tensor[], name: string): void {
 
 /** Brevitas' fixed-point quantizers: so many bits, narrow range for weights, a power-of-two scale from the maximum. */
 function brevitas(type: TypeLike, otherwise: TensorQuantization): TensorQuantization | undefined {
-  const match = typeof type === 'string' ? /^(U?)Int(\d+)(Weight|Act)PerTensorFixedPoint$/.exec(type) : null;
+  const match = typeof type === 'string' ? /^(U[Ii]nt|Int)(\d+)(Weight|Act)PerTensorFixedPoint$/.exec(type) : null;
   if (!match) return undefined;
   const narrow = match[3] === 'Weight' ? { O: 'AP_SAT_SYM' as const } : {};
-  return { ...otherwise, W: Number(match[2]), signed: match[1] === '', init: 'max', ...narrow };
+  return { ...otherwise, W: Number(match[2]), signed: match[1] === 'Int', init: 'max', ...narrow };
 }
 
 /** Layer settings with hls4ml's aliases resolved. */

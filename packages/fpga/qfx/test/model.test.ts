@@ -128,6 +128,7 @@ describe.each(['cpu', 'wasm'])('the training forward pass is the integer program
     ['truncation and wrap-around', sequence, { modes: { Q: 'AP_TRN', O: 'AP_WRAP' } }],
     ['14 bits: products are split', residual, { bits: 14, biasBits: 24 }],
     ['20-bit activations: products are split', sequence, { activationBits: 20, weightBits: 16, biasBits: 25 }],
+    ['an accumulator that wraps around at 1', sequence, { bits: 5, accumulator: 'ap_fixed<24,1>' }],
     ['tight accumulators', residual, { accumulator: 'tight' }],
     ['norms, sums of three and nested models at 7 bits', assorted, { bits: 7 }],
     ['the same, symmetric saturation, even rounding', assorted, { modes: { Q: 'AP_RND_CONV', O: 'AP_SAT_SYM' } }],

@@ -182,7 +182,7 @@ describe('what is kept', () => {
 
   test("Brevitas' names leave the position to training", () => {
     const x = tf.ones([1, 5, 5, 2]);
-    const names = { weightType: 'Int6WeightPerTensorFixedPoint', resultType: 'UInt5ActPerTensorFixedPoint' };
+    const names = { weightType: 'Int6WeightPerTensorFixedPoint', resultType: 'Uint5ActPerTensorFixedPoint' };
     const model = quantizeModel(make(), { calibration: x, layers: { conv: names } });
     const [, conv] = freeze(model).nodes;
     expect(conv).toMatchObject({ weightType: { W: 6, O: 'AP_SAT_SYM' }, type: { W: 5, signed: false } });
