@@ -61,6 +61,21 @@ export const bent = defineLinearMethod({
   },
 });
 
+/** A kernel of its own in the place of the layer's; the rest of the model trains along. */
+export const replacing = defineLinearMethod({
+  info: info('replacing'),
+  trains: 'model',
+  config: z.object({}),
+  tensors: ({ inDim, outDim }) => ({ K: trainable([inDim, outDim]) }),
+  init: ({ kernel }) => ({ K: kernel }),
+  forward: (x, { K }, { base }) => {
+    const rows = tf.reshape(x, [-1, K.shape[0]]) as tf.Tensor2D;
+    const y = tf.reshape(tf.matMul(rows, K as tf.Tensor2D), [...x.shape.slice(0, -1), K.shape[1] as number]);
+    return base.bias ? tf.add(y, base.bias) : y;
+  },
+  kernel: ({ K }) => K as tf.Tensor2D,
+});
+
 /** Fails at a layer of the given name, after the layers before it have got their tensors. */
 export const failing = defineLinearMethod({
   info: info('failing'),
@@ -80,8 +95,8 @@ export const failing = defineLinearMethod({
   kernel: (_, { base }) => base.kernel,
 });
 
-/** Every test of the file must leave as many tensors as it found. */
-export function watchLeaks(): void {
+/** Every test of the file must leave as many tensors as it found, after `tidyUp`. */
+export function watchLeaks(tidyUp?: () => void): void {
   let before: number;
   beforeAll(async () => {
     await ready();
@@ -90,6 +105,7 @@ export function watchLeaks(): void {
     before = tf.memory().numTensors;
   });
   afterEach(() => {
+    tidyUp?.();
     expect(tf.memory().numTensors).toBe(before);
   });
 }
@@ -129,6 +145,12 @@ export function moved(model: tf.LayersModel, before: ReturnType<typeof snapshot>
   return Object.entries(snapshot(model))
     .filter(([name, { values }]) => values.some((value, i) => value !== before[name]?.values[i]))
     .map(([name]) => name.slice(name.indexOf(' ') + 1));
+}
+
+/** A layer's kernel and bias, wherever adapters have put them in the order of its weights. */
+export function kernelOf(model: tf.LayersModel, name: string): [tf.Tensor2D, tf.Tensor1D] {
+  const layer = model.getLayer(name) as unknown as Record<'kernel' | 'bias', { read(): tf.Tensor }>;
+  return [layer.kernel.read() as tf.Tensor2D, layer.bias?.read() as tf.Tensor1D];
 }
 
 export function expectClose(got: Numbers, expected: Numbers, tolerance = 1e-5): void {

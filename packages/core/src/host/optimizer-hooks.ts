@@ -1,9 +1,11 @@
 import type * as tf from '@tensorflow/tfjs';
 import { gradientHooks } from './hooks.ts';
 import { type Host, markTrainable } from './host.ts';
+import type { LayerVariable } from './sites.ts';
 
 type NamedGradients = { name: string; tensor: tf.Tensor | null }[] | Record<string, tf.Tensor | null>;
 interface Hooked {
+  readonly iterations: number;
   applyGradients(gradients: NamedGradients): void;
 }
 
@@ -20,7 +22,7 @@ export function runsHooks(optimizer: object): boolean {
  * schedules work under `model.fit`, and keep its state while adapters come, go and are switched.
  */
 export function runHooksInOptimizer(host: Host): void {
-  const model = host.model as tf.LayersModel & { optimizer?: Hooked };
+  const model = host.model as tf.LayersModel & { optimizer?: Hooked } & Compiled;
   const compile = model.compile;
   model.compile = (args) => {
     compile.call(model, args);
@@ -28,15 +30,24 @@ export function runHooksInOptimizer(host: Host): void {
     markTrainable(host);
     hook(model, model.optimizer as Hooked);
   };
-  if (model.optimizer) hook(model, model.optimizer);
+  if (model.optimizer) hook(model, model.optimizer, (model.model ?? model).collectedTrainableWeights);
   host.restore.push(() => {
     if (Object.getPrototypeOf(model).compile === compile) delete (model as Partial<tf.LayersModel>).compile;
     else model.compile = compile;
   });
 }
 
-/** Stays on the optimizer for good: its state goes by the places that were given out here. */
-function hook(model: object, optimizer: Hooked): void {
+interface Compiled {
+  readonly collectedTrainableWeights?: readonly LayerVariable[];
+  readonly model?: Compiled;
+}
+
+/**
+ * Stays on the optimizer for good: its state goes by the places that were given out here.
+ *
+ * @param trained what the optimizer has trained so far, in its order.
+ */
+function hook(model: object, optimizer: Hooked, trained: readonly LayerVariable[] = []): void {
   const present = hooked.get(optimizer);
   if (present) {
     present.model = model;
@@ -46,8 +57,8 @@ function hook(model: object, optimizer: Hooked): void {
   hooked.set(optimizer, owner);
   const apply = optimizer.applyGradients;
   // tfjs's optimizers know a variable by its place in the list, so every variable keeps the place of its first time.
-  const places: string[] = [];
-  const known = new Set<string>();
+  const places = optimizer.iterations > 0 ? trained.map((weight) => weight.read().name) : [];
+  const known = new Set(places);
   let step = 0;
   optimizer.applyGradients = (given) => {
     const gradients: Record<string, tf.Tensor | null> = Array.isArray(given)
