@@ -171,7 +171,11 @@ export const noise = (shape: number[], seed = 3): tf.Tensor => random(seed).norm
 /** Fills every weight of a model from the seed, biases included, so that nothing is zero. */
 export function randomise<M extends tf.LayersModel>(model: M, seed = 1): M {
   const stream = random(seed);
-  const values = model.getWeights().map(({ shape }) => stream.normal(shape, 0, 0.4));
+  const values = (model.weights as unknown as Weight[]).map((weight) => {
+    const { shape } = weight.read();
+    // Variances may not be negative.
+    return weight.originalName.includes('variance') ? stream.uniform(shape, 0.5, 1.5) : stream.normal(shape, 0, 0.4);
+  });
   model.setWeights(values);
   tf.dispose(values);
   return model;

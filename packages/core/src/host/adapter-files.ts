@@ -183,8 +183,6 @@ function extras(host: Host, adapter: Adapter): Extra[] {
 
 /** PyTorch's names for the weights of a layer; others keep their own. */
 const SUFFIXES: Record<string, string> = {
-  kernel: 'weight',
-  embeddings: 'weight',
   gamma: 'weight',
   beta: 'bias',
   moving_mean: 'running_mean',
