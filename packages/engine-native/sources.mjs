@@ -16,6 +16,8 @@ const KERNELS = ['conv.c', 'rows.c', 'elementwise.c'];
 const SPLIT = {
   mf_unary: ['op n x y', '-NRR'],
   mf_unary_back: ['op n x dy dx', '-NRRR'],
+  mf_binary: ['op n a b y', '-NRRR'],
+  mf_binary_row: ['op rows n a b y', '-NuR-R'],
   mf_bias_act: ['rows n c bias act slopes alpha', 'NuR----'],
   mf_adam: [
     'n w g m v w_out m_out v_out rate beta1 beta2 rest1 rest2 eps correct1 correct2 decay',

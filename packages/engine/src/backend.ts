@@ -41,7 +41,7 @@ export function heapMemory(backend: BackendWasm): WasmMemory | null {
 }
 
 function isShared(buffer: ArrayBufferLike): boolean {
-  return typeof SharedArrayBuffer !== 'undefined' && buffer instanceof SharedArrayBuffer;
+  return Object.prototype.toString.call(buffer) === '[object SharedArrayBuffer]';
 }
 
 /** The address of a tensor's first byte on the heap. */

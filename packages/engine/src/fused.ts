@@ -32,6 +32,7 @@ const SQRT_HALF = Math.SQRT1_2;
 const SQRT_2_OVER_PI = Math.sqrt(2 / Math.PI);
 
 type Activation = 'geluErf' | 'geluTanh' | 'silu';
+type WithSlope = Activation | 'relu';
 
 const PLAIN: Record<Activation, (x: tf.Tensor) => tf.Tensor> = {
   geluErf: (x) => tf.mul(tf.mul(x, 0.5), tf.add(tf.erf(tf.mul(x, SQRT_HALF)), 1)),
@@ -360,7 +361,8 @@ function out(call: KernelCall, shape: number[]): tf.TensorInfo {
 
 type Run = (call: KernelCall) => tf.TensorInfo | tf.TensorInfo[];
 
-const CODES: Record<Activation, number> = {
+const CODES: Record<WithSlope, number> = {
+  relu: FUNCTIONS.relu,
   geluErf: FUNCTIONS.geluErf,
   geluTanh: FUNCTIONS.geluTanh,
   silu: FUNCTIONS.silu,
@@ -391,7 +393,7 @@ const KERNELS: Record<string, Run> = {
     const { x, dy } = call.inputs;
     const dx = out(call, x.shape);
     const engine = native(call.backend)!;
-    const code = CODES[call.attrs.name as Activation];
+    const code = CODES[call.attrs.name as WithSlope];
     engine.kernels.mf_unary_back(code, size(x.shape), engine.at(x), engine.at(dy), engine.at(dx));
     return dx;
   },
@@ -480,7 +482,8 @@ type Gradient = Pick<tf.GradConfig, 'inputsToSave' | 'outputsToSave'> & {
 };
 
 /** f″ of the activations, for gradients of gradients. */
-const CURVATURE: Record<Activation, (x: tf.Tensor) => tf.Tensor> = {
+const CURVATURE: Record<WithSlope, (x: tf.Tensor) => tf.Tensor> = {
+  relu: (x) => tf.zerosLike(x),
   // φ(x)(2 − x²)
   geluErf: (x) => {
     const density = tf.mul(tf.exp(tf.mul(tf.square(x), -0.5)), 1 / Math.sqrt(2 * Math.PI));
@@ -515,7 +518,7 @@ const GRADIENTS: Record<string, Gradient> = {
   MatforgeActivationGrad: {
     inputsToSave: ['x', 'dy'],
     gradient: (g, [x, dy], attrs) => ({
-      x: () => tf.mul(tf.mul(g as tf.Tensor, dy), CURVATURE[attrs.name as Activation](x)),
+      x: () => tf.mul(tf.mul(g as tf.Tensor, dy), CURVATURE[attrs.name as WithSlope](x)),
       dy: () => run('MatforgeActivationGrad', { x, dy: g as tf.Tensor }, attrs),
     }),
   },
@@ -559,6 +562,20 @@ export function registerFused(): void {
   for (const [kernelName, { gradient, ...saves }] of Object.entries(GRADIENTS)) {
     tf.registerGradient({ kernelName, ...saves, gradFunc: gradient as unknown as tf.GradFunc });
   }
+  // tf.relu: its gradient is two kernels in tfjs.
+  tf.registerGradient({
+    kernelName: 'Relu',
+    inputsToSave: ['x'],
+    gradFunc: (dy, saved) => {
+      const [x] = saved as Saved;
+      return {
+        x: () =>
+          x.dtype === 'float32' && isFused('MatforgeActivationGrad')
+            ? run('MatforgeActivationGrad', { x, dy: dy as tf.Tensor }, { name: 'relu' })
+            : tf.mul(dy as tf.Tensor, tf.cast(tf.step(x), 'float32')),
+      };
+    },
+  });
   // tf.softmax itself: its gradient is five kernels in tfjs.
   tf.registerGradient({
     kernelName: 'Softmax',

@@ -18,6 +18,11 @@ export const FUNCTIONS = {
   geluTanh: 10,
   silu: 11,
   selu: 12,
+  square: 13,
+  sqrt: 14,
+  rsqrt: 15,
+  neg: 16,
+  step: 17,
 } as const;
 
 /** Bias and activation that follow a product, checked before any work. */

@@ -19,6 +19,38 @@ export function unary(name: keyof typeof FUNCTIONS): OwnKernel {
   };
 }
 
+/** tf.step with a slope of 0 below zero. */
+export const step: OwnKernel = (call) => (call.attrs.alpha ? null : STEP(call));
+const STEP = unary('step');
+
+/** Codes of the functions of two numbers in c/elementwise.c. */
+const PAIRS = { add: 0, sub: 1, mul: 2, div: 3 } as const;
+
+/**
+ * An element-wise function of two float32 tensors: of one shape, or the second one repeated along leading axes of the
+ * first (a bias, a number). Other broadcasts are the stock kernels' work.
+ */
+export function binary(name: keyof typeof PAIRS): OwnKernel {
+  const commutes = name === 'add' || name === 'mul';
+  return ({ inputs: { a, b }, backend }) => {
+    const engine = native(backend);
+    if (!engine || a.dtype !== 'float32' || b.dtype !== 'float32') return null;
+    const swapped = commutes && size(a.shape) < size(b.shape);
+    const [first, second] = swapped ? [b, a] : [a, b];
+    const lead = first.shape.length - second.shape.length;
+    const n = size(second.shape);
+    // One number fits any shape; axes of one element in front do not count otherwise.
+    if (lead < 0 || (n !== 1 && !second.shape.every((length, axis) => length === first.shape[axis + lead])))
+      return null;
+    const out = backend.makeOutput(first.shape, 'float32');
+    const all = size(first.shape);
+    const at = [first, second, out].map((tensor) => engine.at(tensor));
+    if (all === n) engine.kernels.mf_binary(PAIRS[name], n, ...at);
+    else if (n > 0) engine.kernels.mf_binary_row(PAIRS[name], all / n, n, ...at);
+    return out;
+  };
+}
+
 /** tf.softmax over the last axis. */
 export const softmax: OwnKernel = ({ inputs: { logits }, attrs, backend }) => {
   const engine = native(backend);

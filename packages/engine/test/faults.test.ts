@@ -1,0 +1,188 @@
+import * as tf from '@tensorflow/tfjs';
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import { guard, heapMemory } from '../src/backend.ts';
+import { registerFused } from '../src/fused.ts';
+import { adamStep, causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '../src/index.ts';
+import { registerKernels } from '../src/register.ts';
+
+const values = (shape: number[], seed: number): tf.Tensor => tf.randomNormal(shape, 0, 1, 'float32', seed);
+
+/** A variable that owns its first value. */
+const variable = (make: () => tf.Tensor): tf.Variable => tf.tidy(() => tf.variable(make()));
+
+/** A model that needs the filled-in, the replaced and the fused kernels; its loss after each of a few steps. */
+function train(): number[] {
+  const filter = variable(() => values([3, 3, 1, 2], 1));
+  const [gamma, beta] = [variable(() => tf.ones([8])), variable(() => tf.zeros([8]))];
+  const w = variable(() => values([8, 4], 2));
+  const image = values([3, 4, 4, 1], 3) as tf.Tensor4D;
+  const labels = tf.tensor1d([0, 3, 1], 'int32');
+  const optimizer = tf.train.adam(0.05);
+  const loss = (): tf.Scalar => {
+    const pooled = tf.maxPool(tf.conv2d(image, filter as unknown as tf.Tensor4D, 1, 'same'), 2, 2, 'valid');
+    const hidden = gelu(layerNorm(tf.reshape(pooled, [3, 8]), gamma, beta));
+    const scores = causalSoftmax(tf.matMul(hidden, hidden, false, true));
+    return tf.mean(softmaxCrossEntropy(tf.matMul(tf.matMul(scores, hidden), w), labels)) as tf.Scalar;
+  };
+  const losses = Array.from({ length: 5 }, () => {
+    const value = optimizer.minimize(loss, true) as tf.Scalar;
+    const [number] = value.dataSync();
+    value.dispose();
+    return number;
+  });
+  optimizer.dispose();
+  tf.dispose([filter, gamma, beta, w, image, labels]);
+  return losses;
+}
+
+function expectClose(got: ArrayLike<number>, expected: ArrayLike<number>, tolerance = 1e-4): void {
+  expect(got.length).toBe(expected.length);
+  for (let i = 0; i < got.length; i++) {
+    expect(Math.abs(got[i] - expected[i])).toBeLessThanOrEqual(tolerance * (1 + Math.abs(expected[i])));
+  }
+}
+
+describe('a machine without SIMD', () => {
+  const HELD = Symbol.for('matforge.engine.native');
+  const fused = () => tf.getKernelsForBackend('wasm').filter(({ kernelName }) => kernelName.startsWith('Matforge'));
+
+  it('trains all the same, on the stock and the portable kernels', async () => {
+    await tf.setBackend('cpu');
+    const expected = train();
+    await ready();
+    const before = tf.memory().numTensors;
+    expectClose(train(), expected);
+    const backend = tf.backend() as unknown as { [HELD]?: unknown };
+    const held = backend[HELD];
+    delete backend[HELD];
+    for (const { kernelName } of fused()) tf.unregisterKernel(kernelName, 'wasm');
+    try {
+      await jest.isolateModulesAsync(async () => {
+        jest.doMock('../src/webassembly.ts', () => ({
+          webAssembly: { ...WebAssembly, validate: () => false },
+          isMemory: () => true,
+        }));
+        const engine = await import('../src/ready.ts');
+        await engine.ready();
+        expect(engine.engineInfo().kernels).toBe('none');
+      });
+      expect(fused()).toEqual([]);
+      expectClose(train(), expected);
+      expect(tf.memory().numTensors).toBe(before);
+    } finally {
+      jest.dontMock('../src/webassembly.ts');
+      backend[HELD] = held;
+      registerKernels(true);
+      registerFused();
+    }
+    expect(engineInfo().kernels).not.toBe('none');
+    expectClose(train(), expected);
+  });
+});
+
+describe('the memory of the backend', () => {
+  const backendWith = (memory: WebAssembly.Memory | null, HEAPU8: Uint8Array): BackendWasm =>
+    ({ wasm: { asm: memory ? { memory } : {}, HEAPU8 } }) as unknown as BackendWasm;
+
+  it('is found, unless there is none to be had', () => {
+    const memory = new WebAssembly.Memory({ initial: 1 });
+    expect(heapMemory(backendWith(memory, new Uint8Array(memory.buffer)))).toBe(memory);
+    expect(heapMemory(backendWith(null, new Uint8Array(8)))).toBeNull();
+    // One that is not the heap.
+    expect(heapMemory(backendWith(memory, new Uint8Array(8)))).toBeNull();
+  });
+
+  it('is left alone where threads share it', () => {
+    const shared = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
+    expect(heapMemory(backendWith(shared, new Uint8Array(shared.buffer)))).toBeNull();
+  });
+
+  /** A backend whose heap has room for 100 bytes, as the stock one allocates: it takes 0 for an address. */
+  class Full {
+    readonly written: number[] = [];
+    free = 100;
+    readonly wasm = {
+      HEAPU8: new Uint8Array(256),
+      _malloc: (bytes: number): number => {
+        if (bytes > this.free) return 0;
+        this.free -= bytes;
+        return 128 - this.free;
+      },
+      _free: (): void => {
+        this.free = 100;
+      },
+    };
+    move(_: object, __: unknown, shape: number[]): void {
+      this.written.push(this.wasm._malloc(4 * tf.util.sizeFromShape(shape)));
+    }
+    readSync(): null {
+      return null;
+    }
+  }
+
+  it('says which tensor it has no room for, and writes nothing', () => {
+    const backend = new Full();
+    guard(backend as unknown as BackendWasm);
+    backend.move({}, null, [2, 3]);
+    expect(backend.written).toEqual([128 - 76]);
+    const move = backend.move as unknown as (id: object, values: null, shape: number[], dtype: string) => void;
+    expect(() => move({}, null, [4, 5], 'int32')).toThrow(
+      /out of memory: a int32 tensor of shape \[4,5\] needs 80 bytes and the wasm heap of 256 bytes cannot grow/,
+    );
+    expect(() => backend.wasm._malloc(77)).toThrow(/out of memory: a work area needs 77 bytes/);
+    expect(backend.written.length).toBe(1);
+    // What fits is still given.
+    expect(backend.wasm._malloc(76)).toBeGreaterThan(0);
+  });
+});
+
+describe('backends switched while tensors live', () => {
+  it('carries every tensor over, both ways, and frees it where it was', async () => {
+    const cpu = () => tf.findBackend('cpu') as tf.KernelBackend;
+    await tf.setBackend('cpu');
+    await ready();
+    const wasm = tf.backend();
+    const before = [cpu().numDataIds(), wasm.numDataIds(), tf.memory().numTensors];
+    const a = values([5, 7], 1);
+    const shared = tf.reshape(a, [7, 5]);
+    await tf.setBackend('cpu');
+    const b = values([5, 7], 2);
+    const expected = Array.from(tf.tidy(() => tf.matMul(a, b, false, true).dataSync()));
+    await ready();
+    expectClose(
+      tf.tidy(() => tf.matMul(a, b, false, true).dataSync()),
+      expected,
+      1e-6,
+    );
+    expectClose(
+      tf.tidy(() => tf.matMul(shared, b).sum().dataSync()),
+      [tf.tidy(() => tf.sum(tf.mul(tf.sum(shared, 0), tf.sum(b, 1))).dataSync()[0])],
+    );
+    await tf.setBackend('cpu');
+    expectClose(
+      tf.tidy(() => tf.matMul(a, b, false, true).dataSync()),
+      expected,
+      1e-6,
+    );
+    await ready();
+    tf.dispose([a, b, shared]);
+    expect([cpu().numDataIds(), wasm.numDataIds(), tf.memory().numTensors]).toEqual(before);
+  });
+
+  it('lets an optimizer step go on with variables of another backend', async () => {
+    const steps = async (backends: string[]): Promise<Float32Array> => {
+      await tf.setBackend('cpu');
+      const [w, m, v] = [1, 0, 0].map((value) => variable(() => tf.fill([9], value)));
+      for (const [i, backend] of backends.entries()) {
+        if (backend === 'wasm') await ready();
+        else await tf.setBackend(backend);
+        tf.tidy(() => adamStep(w, values([9], i + 1), m, v, { learningRate: 0.1, step: i + 1 }));
+      }
+      const numbers = Float32Array.from(w.dataSync());
+      tf.dispose([w, m, v]);
+      return numbers;
+    };
+    const expected = await steps(['cpu', 'cpu', 'cpu', 'cpu', 'cpu']);
+    expectClose(await steps(['wasm', 'cpu', 'wasm', 'wasm', 'cpu']), expected, 1e-5);
+  });
+});
