@@ -1,7 +1,18 @@
-import { attach, count, detach, functional, list } from '@matforge/core';
+import {
+  adapterTensors,
+  attach,
+  count,
+  detach,
+  functional,
+  list,
+  memoryStorage,
+  random,
+  setActive,
+  train,
+} from '@matforge/core';
 import { denseModel, lossAndGradients, testGolden, testLinearMethod } from '@matforge/testkit';
 import * as tf from '@tensorflow/tfjs';
-import { AdaptiveFreezer, aflora, afloraDelta, cubicFraction } from '../src/index.ts';
+import { AdaptiveFreezer, aflora, afloraDelta, cubicFraction, type FreezerConfig } from '../src/index.ts';
 
 testLinearMethod({
   configured: aflora({ rank: 2, totalSteps: 1000 }),
@@ -139,5 +150,72 @@ describe('the freezing schedule', () => {
     );
     expect(() => freezer.decide(1)).toThrow(/cannot decide before the first update/);
     expect(() => freezer.update(1, { a: new Float64Array(3) })).toThrow(/a: gradient has 3 entries, the matrix 2/);
+  });
+});
+
+describe('a resumed training', () => {
+  const options = { targets: ['layer0', 'layer1'], seed: 5 };
+  const method = () => aflora({ rank: 2, warmupSteps: 4, finalSteps: 6, window: 3 });
+
+  async function run(stops: readonly number[]) {
+    const storage = memoryStorage();
+    let values: Record<string, number[]> = {};
+    for (const steps of stops) {
+      const model = denseModel([4, 6, 3]);
+      await attach(model, method(), options);
+      const optimizer = tf.train.adam(0.05);
+      model.compile({ optimizer, loss: 'meanSquaredError' });
+      const stream = random(9);
+      const data = { xs: stream.normal([12, 4]), ys: stream.normal([12, 3]) };
+      const abort = new AbortController();
+      await train(model, data, {
+        batchSize: 4,
+        steps: 24,
+        seed: 1,
+        checkpoint: { storage, resume: true },
+        signal: abort.signal,
+        onProgress: ({ step }) => {
+          if (step === steps) abort.abort();
+        },
+      });
+      const tensors = adapterTensors(model, 'default');
+      values = {
+        trainable: [list(model)[0].trainable, count(model).trainable],
+        ...Object.fromEntries(
+          Object.entries(tensors).flatMap(([site, own]) =>
+            Object.entries(own).map(([key, tensor]) => [`${site}.${key}`, Array.from(tensor.dataSync())]),
+          ),
+        ),
+      };
+      // Freezing survives a switch after the resume as well.
+      setActive(model, []);
+      setActive(model, 'default');
+      expect(count(model).trainable).toBe(values.trainable[1]);
+      detach(model);
+      optimizer.dispose();
+      model.dispose();
+      tf.dispose(Object.values(data));
+    }
+    return values;
+  }
+
+  test.each([[[2]], [[7]], [[9, 13]], [[20]]])('equals the uninterrupted one when stopped at %j', async (stops) => {
+    const before = tf.memory().numTensors;
+    const whole = await run([24]);
+    expect(whole.trainable).toEqual([2 + 6 + 2 + 3, 2 + 6 + 2 + 3]);
+    expect(await run([...stops, 24])).toEqual(whole);
+    expect(tf.memory().numTensors).toBe(before);
+  });
+
+  test('starts from a state of the same matrices only', () => {
+    const config = { beta1: 0.5, beta2: 0.5, window: 2, rule: 'count', totalSteps: 12, warmupSteps: 1, finalSteps: 3 };
+    const make = (sizes: Record<string, number>) => new AdaptiveFreezer(sizes, config as FreezerConfig);
+    const freezer = make({ a: 2, b: 3 });
+    freezer.update(1, { a: new Float64Array([1, 2]), b: new Float64Array([1, 2, 3]) });
+    const state = freezer.state();
+    freezer.update(2, { a: new Float64Array([5, 5]), b: new Float64Array([5, 5, 5]) });
+    expect(Array.from(state.scores.a.importance)).toEqual([0.5, 1]);
+    expect(() => make({ a: 2, c: 3 }).restore(state)).toThrow(/c: has 3 entries, the state none/);
+    expect(() => make({ a: 2, b: 4 }).restore(state)).toThrow(/b: has 4 entries, the state 3/);
   });
 });
