@@ -40,7 +40,7 @@ interface Case {
 /** y = x·k, a layer of the user's own with a trainable vector. */
 class Gain extends tf.layers.Layer {
   static className = 'AttachTestGain';
-  private gain?: { read(): tf.Variable };
+  private gain?: { read(): tf.Tensor };
   override build(shape: tf.Shape): void {
     this.gain = this.addWeight('gain', [shape[shape.length - 1] as number], 'float32', tf.initializers.ones());
     this.built = true;
@@ -204,10 +204,7 @@ const cases: Record<string, Case> = {
 };
 
 /** The same model with kernels (and biases) written in by hand. */
-function byHand(
-  make: () => tf.LayersModel,
-  change: Record<string, (kernel: tf.Tensor, bias?: tf.Tensor) => tf.Tensor[]>,
-) {
+function byHand(make: () => tf.LayersModel, change: Record<string, (...parts: tf.Tensor[]) => tf.Tensor[]>) {
   const model = randomise(make());
   for (const { name, layer } of namedLayers(model)) {
     const own = layer as unknown as tf.layers.Layer;

@@ -22,7 +22,7 @@ export function runsHooks(optimizer: object): boolean {
  * schedules work under `model.fit`, and keep its state while adapters come, go and are switched.
  */
 export function runHooksInOptimizer(host: Host): void {
-  const model = host.model as tf.LayersModel & { optimizer?: Hooked } & Compiled;
+  const model = host.model as tf.LayersModel & { optimizer?: Hooked };
   const compile = model.compile;
   model.compile = (args) => {
     compile.call(model, args);
@@ -30,7 +30,8 @@ export function runHooksInOptimizer(host: Host): void {
     markTrainable(host);
     hook(model, model.optimizer as Hooked);
   };
-  if (model.optimizer) hook(model, model.optimizer, (model.model ?? model).collectedTrainableWeights);
+  const compiled = host.model as unknown as Compiled;
+  if (model.optimizer) hook(model, model.optimizer, (compiled.model ?? compiled).collectedTrainableWeights);
   host.restore.push(() => {
     if (Object.getPrototypeOf(model).compile === compile) delete (model as Partial<tf.LayersModel>).compile;
     else model.compile = compile;
