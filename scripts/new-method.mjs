@@ -165,7 +165,11 @@ writeFileSync(
   `---\n"@matforge/${name}": minor\n---\n\nFirst version of ${title}.\n`,
 );
 execFileSync(process.execPath, [join(root, 'scripts', 'sync-references.mjs')]);
-if (!values['no-install']) execFileSync('pnpm', ['install', '--prefer-offline'], { cwd: root, stdio: 'inherit' });
+if (!values['no-install']) {
+  execFileSync('pnpm', ['install', '--prefer-offline', '--no-frozen-lockfile'], { cwd: root, stdio: 'inherit' });
+  execFileSync(join(root, 'node_modules', '.bin', 'tsc'), ['-b'], { cwd: root, stdio: 'inherit' });
+  execFileSync(process.execPath, [join(root, 'scripts', 'methods-table.mjs')], { stdio: 'inherit' });
+}
 console.log(`packages/${family}/${name} is ready: pnpm exec jest packages/${family}/${name}`);
 
 function fail(message) {

@@ -63,6 +63,25 @@ try {
   run(node, [join(root, 'node_modules', '@changesets', 'cli', 'bin.js'), 'version'], copy);
   const versions = Object.fromEntries(readVersions(copy));
   run('pnpm', ['install', '--no-frozen-lockfile', '--ignore-scripts', '--prefer-offline'], copy);
+
+  // What the generator makes must pass the checks and be publishable as it stands.
+  run(
+    process.execPath,
+    ['scripts/new-method.mjs', 'lora-family', 'generated-method', '--title', 'Generated', '--year', '2024'],
+    copy,
+  );
+  run(
+    join(copy, 'node_modules', '.bin', 'biome'),
+    ['check', '--vcs-enabled=false', 'packages/lora-family/generated-method'],
+    copy,
+  );
+  const tests = run(
+    join(copy, 'node_modules', '.bin', 'jest'),
+    ['--ci', 'packages/lora-family/generated-method'],
+    copy,
+  );
+  console.log(`a generated package passes its tests ${tests}`.trim());
+
   run('pnpm', ['-r', 'publish', '--registry', registry, '--no-git-checks', '--ignore-scripts'], copy);
   console.log(`published ${Object.keys(versions).length} packages`);
 

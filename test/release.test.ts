@@ -13,6 +13,7 @@ whenBuilt(
       cwd: root,
       stdio: 'pipe',
     }).toString();
+    expect(output).toMatch(/a generated package passes its tests/);
     expect(output).toMatch(/published \d{2,} packages/);
     expect(output).toMatch(/@matforge\/lora@\d+\.\d+\.\d+ installs alone, its example runs and type-checks/);
   },

@@ -7,6 +7,8 @@ export interface LineChart {
   readonly logY?: boolean;
   /** Values by name; each curve spans the whole width. */
   readonly series: Readonly<Record<string, readonly number[]>>;
+  /** Every two curves belong together: one colour, the first of them dashed. */
+  readonly pairs?: boolean;
 }
 
 const COLOURS = [
@@ -24,7 +26,7 @@ const COLOURS = [
 const [WIDTH, HEIGHT, LEFT, TOP, BOTTOM] = [860, 420, 64, 44, 48];
 
 /** A line chart as an SVG document. */
-export function lineChart({ title, x, y, logY = false, series }: LineChart): string {
+export function lineChart({ title, x, y, logY = false, series, pairs = false }: LineChart): string {
   const scale = (value: number) => (logY ? Math.log10(value) : value);
   const usable = (value: number) => Number.isFinite(value) && (!logY || value > 0);
   const all = Object.values(series).flat().filter(usable).map(scale);
@@ -42,11 +44,12 @@ export function lineChart({ title, x, y, logY = false, series }: LineChart): str
   const curves = Object.entries(series).map(([name, values], i) => {
     const step = (right - LEFT) / Math.max(1, values.length - 1);
     const points = values.flatMap((value, j) => (usable(value) ? [`${fix(LEFT + j * step)},${fix(toY(value))}`] : []));
-    const colour = COLOURS[Math.floor(i % COLOURS.length)];
+    const colour = COLOURS[(pairs ? i >> 1 : i) % COLOURS.length];
+    const dash = pairs && i % 2 === 0 ? ' stroke-dasharray="5 4"' : '';
     const row = TOP + 16 * i;
     return (
-      `<polyline fill="none" stroke="${colour}" stroke-width="1.5" points="${points.join(' ')}"/>` +
-      `<line x1="${right + 14}" x2="${right + 34}" y1="${row}" y2="${row}" stroke="${colour}" stroke-width="3"/>` +
+      `<polyline fill="none" stroke="${colour}" stroke-width="1.5"${dash} points="${points.join(' ')}"/>` +
+      `<line x1="${right + 14}" x2="${right + 34}" y1="${row}" y2="${row}" stroke="${colour}" stroke-width="3"${dash}/>` +
       `<text x="${right + 40}" y="${row + 4}">${escapeText(name)}</text>`
     );
   });

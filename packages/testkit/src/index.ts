@@ -12,3 +12,4 @@ export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-m
 export { testReadme } from './readme.ts';
 export { testReproduction } from './reproduction.ts';
 export { type StructuredCase, type StructuredSuite, testStructured } from './structured.ts';
+export { type TransformationSuite, testTransformation } from './transformation.ts';

@@ -1,4 +1,4 @@
-import { defineTransformation, mapNamed, option, refuse, TransformationOptimizer } from '@matforge/core';
+import { defineOptimizerClass, defineTransformation, mapNamed, option, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
 import {
@@ -152,33 +152,4 @@ function checkSimilarity({ similarity, basis }: Config): void {
 }
 
 /** DCT-AdamW as an optimizer class: `new DctAdamWOptimizer({ rank: 8 })` is `dctAdamW({ rank: 8 }).optimizer()`. */
-export class DctAdamWOptimizer extends TransformationOptimizer {
-  /** @nocollapse */
-  static override get className(): string {
-    return 'DctAdamW';
-  }
-
-  private readonly options: DctAdamWOptions;
-
-  constructor(options: DctAdamWOptions = {}) {
-    const method = dctAdamW(options);
-    super(method);
-    this.options = method.config;
-  }
-
-  override getConfig(): tf.serialization.ConfigDict {
-    const { include: _, ...config } = this.options;
-    return { ...config, learningRate: this.learningRate } as tf.serialization.ConfigDict;
-  }
-
-  /** @nocollapse */
-  static override fromConfig<T extends tf.serialization.Serializable>(
-    cls: tf.serialization.SerializableConstructor<T>,
-    { customObjects: _, ...config }: tf.serialization.ConfigDict,
-  ): T {
-    return new cls(config);
-  }
-}
-
-// What model.save writes with includeOptimizer, tf.loadLayersModel finds by this.
-tf.serialization.registerClass(DctAdamWOptimizer);
+export const DctAdamWOptimizer = defineOptimizerClass('DctAdamW', dctAdamW);

@@ -1,11 +1,4 @@
-import {
-  defineTransformation,
-  type MethodTransformation,
-  mapNamed,
-  option,
-  refuse,
-  TransformationOptimizer,
-} from '@matforge/core';
+import { defineOptimizerClass, defineTransformation, mapNamed, option, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
 import {
@@ -262,34 +255,4 @@ function unpack(moment: Moment, shape: number[], signed: boolean): tf.Tensor {
 }
 
 /** GaLore as an optimizer class: `new GaLoreAdamOptimizer({ rank: 8 })` is `galore({ rank: 8 }).optimizer()`. */
-export class GaLoreAdamOptimizer extends TransformationOptimizer {
-  /** @nocollapse */
-  static override get className(): string {
-    return 'GaLoreAdam';
-  }
-
-  private readonly options: GaLoreOptions;
-
-  constructor(options: GaLoreOptions = {}) {
-    const method: MethodTransformation<Config, Record<string, GaLoreState>> = galore(options);
-    super(method);
-    this.options = method.config;
-  }
-
-  override getConfig(): tf.serialization.ConfigDict {
-    const { include: _, ...config } = this.options;
-    return { ...config, learningRate: this.learningRate } as tf.serialization.ConfigDict;
-  }
-
-  /** @nocollapse */
-  static override fromConfig<T extends tf.serialization.Serializable>(
-    cls: tf.serialization.SerializableConstructor<T>,
-    { customObjects: _, ...config }: tf.serialization.ConfigDict,
-  ): T {
-    // On its way through a model file tfjs writes text values in camel case.
-    return new cls(config.projType === 'reverseStd' ? { ...config, projType: 'reverse_std' } : config);
-  }
-}
-
-// What model.save writes with includeOptimizer, tf.loadLayersModel finds by this.
-tf.serialization.registerClass(GaLoreAdamOptimizer);
+export const GaLoreAdamOptimizer = defineOptimizerClass('GaLoreAdam', galore);

@@ -89,6 +89,7 @@ export const plot = defineStage({
         x: 'index',
         y: 'singular value',
         logY: true,
+        pairs: true,
         series,
       });
       await writeFileAtomic(join(context.directory, 'spectra.svg'), svg, { overwrite: true });

@@ -1,0 +1,213 @@
+/// <reference types="jest" />
+import {
+  disposeTree,
+  type MethodTransformation,
+  parseConfig,
+  random,
+  ready,
+  type TransformationMethod,
+  type TransformationOptimizer,
+  tensorsOf,
+  tidyTree,
+} from '@matforge/core';
+import * as tf from '@tensorflow/tfjs';
+
+/** What {@link testTransformation} needs to know about a method. */
+export interface TransformationSuite {
+  // biome-ignore lint/suspicious/noExplicitAny: configurations differ per method.
+  method: TransformationMethod<any, any>;
+  /** Options that suit a regression with a kernel [6, 4] and a bias [4], and reduce its loss. */
+  options: Record<string, unknown>;
+  /** Options that must be refused, each with what the message must say. */
+  refused: readonly (readonly [options: Record<string, unknown>, message: RegExp])[];
+}
+
+/**
+ * Declares the conformance tests of a gradient transformation: purity, constant memory, states by name, exact
+ * continuation, cpu against wasm, training, bad input.
+ */
+export function testTransformation({ method, options, refused }: TransformationSuite): void {
+  // biome-ignore lint/suspicious/noExplicitAny: see TransformationSuite.method.
+  const make = (): MethodTransformation<any, any> => method(options);
+  const draw = (seed: number): Record<'kernel' | 'bias', tf.Tensor> => ({
+    kernel: random(seed).normal([6, 4]),
+    bias: random(seed + 100).normal([4]),
+  });
+
+  describe(`conformance of ${method.info.id}`, () => {
+    let before: number;
+    beforeEach(async () => {
+      await ready();
+      before = tf.memory().numTensors;
+    });
+    afterEach(() => {
+      expect(tf.memory().numTensors).toBe(before);
+    });
+
+    test('update changes and disposes nothing it is given, and returns updates of the same names and shapes', () => {
+      const transformation = make();
+      const [params, gradients] = [draw(1), draw(2)];
+      const values = () =>
+        [...Object.values(params), ...Object.values(gradients)].map((tensor) => Array.from(tensor.dataSync()));
+      const given = values();
+      const start = tidyTree(() => transformation.init(params));
+      // Intermediates are the driver's to tidy; the optimizer does it so.
+      const { updates, state } = tidyTree(() => transformation.update(gradients, start, params));
+      expect(values()).toEqual(given);
+      expect(Object.fromEntries(Object.entries(updates).map(([name, { shape }]) => [name, shape]))).toEqual({
+        kernel: [6, 4],
+        bias: [4],
+      });
+      const kept = new Set([
+        ...tensorsOf(start),
+        ...tensorsOf(state),
+        ...tensorsOf(updates),
+        ...tensorsOf([params, gradients]),
+      ]);
+      for (const tensor of kept) tensor.dispose();
+    });
+
+    test('memory stays the same over 50 steps', () => {
+      const trainee = regression(make().optimizer());
+      for (let i = 0; i < 5; i++) trainee.step();
+      const held = tf.memory().numTensors;
+      for (let i = 0; i < 50; i++) trainee.step();
+      expect(tf.memory().numTensors).toBe(held);
+      trainee.dispose();
+    });
+
+    test('reduces the loss', () => {
+      const trainee = regression(make().optimizer());
+      const first = trainee.step();
+      let last = first;
+      for (let i = 0; i < 80; i++) last = trainee.step();
+      expect(last).toBeLessThan(0.7 * first);
+      trainee.dispose();
+    });
+
+    test('a variable without a gradient keeps its state, whatever the others do', () => {
+      const [alone, beside] = [regression(make().optimizer()), regression(make().optimizer())];
+      for (let i = 0; i < 3; i++) alone.step();
+      for (let i = 0; i < 3; i++) {
+        beside.step();
+        // A step in which the kernel is frozen must leave the kernel and its state as they are.
+        const kernel = Array.from(beside.kernel.dataSync());
+        beside.step({ freeze: beside.kernel.name });
+        expect(Array.from(beside.kernel.dataSync())).toEqual(kernel);
+      }
+      const { names } = withState(beside.optimizer, ({ names: all }) => ({ names: [...all] }));
+      expect(new Set(names)).toEqual(new Set([beside.kernel.name, beside.bias.name]));
+      alone.dispose();
+      beside.dispose();
+    });
+
+    test('a restored optimizer continues bit for bit', () => {
+      const whole = regression(make().optimizer());
+      for (let i = 0; i < 12; i++) whole.step();
+      const first = regression(make().optimizer());
+      for (let i = 0; i < 7; i++) first.step();
+      const state = first.optimizer.state();
+      const second = regression(make().optimizer(), first);
+      second.optimizer.restore(state);
+      disposeTree(state);
+      for (let i = 0; i < 5; i++) second.step();
+      expect(Array.from(second.kernel.dataSync())).toEqual(Array.from(whole.kernel.dataSync()));
+      expect(Array.from(second.bias.dataSync())).toEqual(Array.from(whole.bias.dataSync()));
+      second.dispose();
+      first.leave();
+      whole.dispose();
+    });
+
+    test('cpu and wasm agree', async () => {
+      const run = async (backend: string): Promise<number[]> => {
+        await ready(backend);
+        const trainee = regression(make().optimizer());
+        for (let i = 0; i < 6; i++) trainee.step();
+        const result = Array.from(trainee.kernel.dataSync());
+        trainee.dispose();
+        return result;
+      };
+      const [cpu, wasm] = [await run('cpu'), await run('wasm')];
+      for (const [i, value] of cpu.entries()) expect(Math.abs(wasm[i] - value)).toBeLessThan(1e-3);
+    });
+
+    test.each(refused.map(([given, message]) => [JSON.stringify(given), given, message] as const))(
+      'refuses %s',
+      (_, given, message) => {
+        const attempt = () => {
+          parseConfig(method.info.id, method.config, { ...options, ...given });
+          const params = draw(1);
+          try {
+            disposeTree(method({ ...options, ...given }).init(params));
+          } finally {
+            tf.dispose(Object.values(params));
+          }
+        };
+        expect(attempt).toThrow(message);
+      },
+    );
+  });
+}
+
+interface Trainee {
+  readonly kernel: tf.Variable;
+  readonly bias: tf.Variable;
+  readonly optimizer: TransformationOptimizer;
+  /** One update; returns the loss before it. */
+  step(options?: { freeze?: string }): number;
+  /** Disposes everything but the variables. */
+  leave(): void;
+  dispose(): void;
+}
+
+/** Least squares of 32 seeded samples; goes on with the variables of `from`, under their names. */
+function regression(optimizer: TransformationOptimizer, from?: Trainee): Trainee {
+  const stream = random(5);
+  const [x, target, bias0] = [
+    stream.normal([32, 6]) as tf.Tensor2D,
+    stream.normal([6, 4]) as tf.Tensor2D,
+    stream.normal([4]),
+  ];
+  const y = tf.tidy(() => tf.add(tf.matMul(x, target), bias0));
+  const [kernel, bias] = from ? [from.kernel, from.bias] : [variable([6, 4]), variable([4])];
+  tf.dispose([target, bias0]);
+  const loss = () => tf.losses.meanSquaredError(y, tf.add(tf.matMul(x, kernel as tf.Tensor2D), bias)) as tf.Scalar;
+  return {
+    kernel,
+    bias,
+    optimizer,
+    step: ({ freeze } = {}) => {
+      const { value, grads } = tf.variableGrads(loss, [kernel, bias]);
+      const given = Object.entries(grads).map(([name, tensor]) => ({ name, tensor: name === freeze ? null : tensor }));
+      optimizer.applyGradients(given as { name: string; tensor: tf.Tensor }[]);
+      const result = value.dataSync()[0];
+      tf.dispose([value, ...Object.values(grads)]);
+      return result;
+    },
+    leave: () => {
+      optimizer.dispose();
+      tf.dispose([x, y]);
+    },
+    dispose: () => {
+      optimizer.dispose();
+      tf.dispose([x, y, kernel, bias]);
+    },
+  };
+}
+
+function variable(shape: number[]): tf.Variable {
+  const start = tf.zeros(shape);
+  const made = tf.variable(start);
+  start.dispose();
+  return made;
+}
+
+function withState<T>(
+  optimizer: TransformationOptimizer,
+  read: (state: ReturnType<TransformationOptimizer['state']>) => T,
+): T {
+  const state = optimizer.state();
+  const result = read(state);
+  disposeTree(state);
+  return result;
+}
