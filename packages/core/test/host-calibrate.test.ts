@@ -163,3 +163,51 @@ test('the base of a Sequential stays frozen when the model runs for the first ti
   expect(model.trainableWeights).toHaveLength(2);
   model.dispose();
 });
+
+test('the data are read once, batch after batch, by an asynchronous source as well', async () => {
+  const model = tf.sequential({ layers: [tf.layers.dense({ name: 'head', units: 3, inputShape: [4] })] });
+  let [opened, alive, most] = [0, 0, 0];
+  const data = {
+    async *[Symbol.asyncIterator](): AsyncGenerator<Batch> {
+      opened++;
+      for (const batch of batches(3, [6, 4], [6, 3])) {
+        most = Math.max(most, ++alive);
+        yield batch;
+        alive--;
+      }
+    },
+  };
+  await attach(model, recorder(), { calibration: { data, loss } });
+  expect([opened, alive, most]).toEqual([1, 0, 1]);
+  detach(model);
+  model.dispose();
+});
+
+test('batches without targets, data that fail and embeddings are refused and leave nothing behind', async () => {
+  const model = tf.sequential({
+    layers: [
+      tf.layers.embedding({ name: 'words', inputDim: 5, outputDim: 4, inputLength: 2 }),
+      tf.layers.dense({ name: 'head', units: 3 }),
+    ],
+  });
+  const xs = tf.zeros([2, 2]);
+  const options = { targets: ['head'] };
+  await expect(attach(model, recorder(), { ...options, calibration: { data: [{ xs }], loss } })).rejects.toThrow(
+    /calibration\.data: has batches without ys/,
+  );
+  const ys = tf.zeros([2, 2, 3]);
+  const source = (function* () {
+    yield { xs, ys };
+    throw new Error('the disk is gone');
+  })();
+  await expect(attach(model, recorder(), { ...options, calibration: { data: source, loss } })).rejects.toThrow(
+    'the disk is gone',
+  );
+  await expect(attach(model, recorder(), { ...options })).rejects.toThrow(/calibration: is missing: recorder needs/);
+  const looking = defineLinearMethod({ ...recorder, lookup: (indices, _, { base }) => base.lookup(indices) });
+  await expect(
+    attach(model, looking(), { targets: ['words'], calibration: { data: [{ xs, ys }], loss } }),
+  ).rejects.toThrow(/words: recorder needs activations, which an embedding does not have/);
+  tf.dispose([xs, ys]);
+  model.dispose();
+});
