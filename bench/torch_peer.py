@@ -134,22 +134,40 @@ def cnn(s):
     return trainer(loss, [v for pair in convs for v in pair] + [w1, b1, w2, b2])
 
 
+SECTIONS = (sys.argv[2] if len(sys.argv) > 2 else "transformer,lora,cnn,adam,matmul").split(",")
 for name, make in dict(transformer=transformer, lora=lora, cnn=cnn).items():
+    if name not in SECTIONS:
+        continue
     step = make(SIZES[name])
     first = step()
-    report(name, least(step, 3), first=first)
+    report(name, least(step, 2), first=first)
 
-w, g = weight(SIZES["adam"]), torch.randn(SIZES["adam"])
-optimizer = torch.optim.Adam([w], lr=1e-3)
-w.grad = g
-report("adam", least(optimizer.step, 1))
+if "adam" in SECTIONS:
+    w, g = weight(SIZES["adam"]), torch.randn(SIZES["adam"])
+    optimizer = torch.optim.Adam([w], lr=1e-3)
+    w.grad = g
+    report("adam", least(optimizer.step, 1))
 
-for n in SIZES["matmul"]:
+for n in SIZES["matmul"] if "matmul" in SECTIONS else []:
     a, b = torch.randn(n, n), torch.randn(n, n)
     for ta in (False, True):
         for tb in (False, True):
             x, y = a.t() if ta else a, b.t() if tb else b
             report(f"matmul {n} {'t' if ta else 'n'}{'t' if tb else 'n'}", least(lambda: x @ y, 0.25))
+
+if "structured" in SECTIONS:
+    rows = SIZES["structured"]["rows"]
+    for n in SIZES["structured"]["widths"]:
+        x, k, dy = weight(rows, n), weight(n, n), torch.randn(rows, n)
+        report(f"dense {n}", least(lambda: torch.autograd.grad(x @ k, (x, k), dy), 0.3))
+
+if "factors" in SECTIONS:
+    (n, m), rank = SIZES["pissa"]["kernel"], SIZES["pissa"]["rank"]
+    square, kernel = torch.randn(512, 512), torch.randn(n, m) / math.sqrt(n)
+    report("svd 512", least(lambda: torch.linalg.svd(square, full_matrices=False), 0.5))
+    report(f"svd {n}x{m}", least(lambda: torch.linalg.svd(kernel, full_matrices=False), 0.5))
+    report(f"randomized svd {n}x{m}", least(lambda: torch.svd_lowrank(kernel, rank, niter=4), 0.5))
+
 
 def blas():
     """The BLAS that this process has really loaded, and the core that OpenBLAS chose: names of packages say neither."""

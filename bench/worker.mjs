@@ -1,5 +1,5 @@
 // One TensorFlow.js variant in a process of its own: prints a JSON line per workload with the least milliseconds.
-// node bench/worker.mjs engine|stock
+// node bench/worker.mjs engine|stock [sections, by commas]
 import * as tf from '@tensorflow/tfjs';
 import '@tensorflow/tfjs-backend-wasm';
 import { viaCpu } from '../packages/engine/dist/fill.js';
@@ -72,15 +72,15 @@ function least(run, budget) {
 }
 
 const report = (name, ms, more = {}) => console.log(JSON.stringify({ name, ms, ...more }));
-const only = process.argv[3];
+const sections = (process.argv[3] ?? 'transformer,lora,cnn,adam,matmul').split(',');
 for (const [name, make] of Object.entries({ transformer, lora, cnn, adam })) {
-  if (only && only !== name) continue;
+  if (!sections.includes(name)) continue;
   const step = make(lib);
   const first = step();
-  const ms = least(step, variant === 'engine' ? 3000 : 2000);
+  const ms = least(step, variant === 'engine' ? 2500 : 2000);
   report(name, ms, { first, peak: engine.engineInfo().heapBytes });
 }
-if (!only || only === 'matmul')
+if (sections.includes('matmul'))
   for (const n of SIZES.matmul)
     for (const [ta, tb] of [
       [false, false],
@@ -92,4 +92,20 @@ if (!only || only === 'matmul')
       multiply();
       report(`matmul ${n} ${ta ? 't' : 'n'}${tb ? 't' : 'n'}`, least(multiply, 250));
     }
-report('memory', 0, { native: null, rss: process.memoryUsage().rss, ...engine.engineInfo() });
+for (const section of ['structured', 'factors', 'optimizers']) {
+  if (!sections.includes(section)) continue;
+  const { [section]: cases } = await import('./packages.mjs');
+  for await (const [name, run, budget] of cases()) {
+    run();
+    report(name, least(run, budget));
+  }
+}
+const addon = engine.engineInfo().native
+  ? await import('../packages/engine-native/dist/index.js').catch(() => undefined)
+  : undefined;
+report('memory', 0, {
+  native: null,
+  threads: addon?.nativeThreads() ?? 1,
+  rss: process.resourceUsage().maxRSS * 1024,
+  ...engine.engineInfo(),
+});

@@ -9,6 +9,9 @@ export const SIZES = {
   cnn: { batch: 64, size: 28, filters: [16, 32], hidden: 64, classes: 10 },
   matmul: [256, 512, 1024],
   adam: 1 << 20,
+  structured: { rows: 512, widths: [256, 512, 1024, 2048] },
+  pissa: { kernel: [1024, 768], rank: 32 },
+  optimizers: 1024,
 };
 
 let seed = 1;

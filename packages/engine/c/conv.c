@@ -6,10 +6,12 @@ typedef struct {
   int batch, in_h, in_w, channels, out_h, out_w, filters, kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w;
 } Geometry;
 
-// Patches of output pixels [from, to) as rows of kernel_h·kernel_w·channels.
+// Patches of output pixels [from, to) as rows of kernel_h·kernel_w·channels. Written in order, so that the last of a few
+// numbers may be written with what follows them: that is overwritten next (up to three floats past the end are not ours).
 static void patches(const Geometry *g, const float *x, int from, int to, float *rows) {
   int c = g->channels, width = g->kernel_w * c;
   int ow = from % g->out_w, oh = from / g->out_w % g->out_h, b = from / (g->out_w * g->out_h);
+  const float *end = x + (size_t)g->batch * g->in_h * g->in_w * c;
   for (int p = from; p < to; p++) {
     int h0 = oh * g->stride_h - g->top, w0 = ow * g->stride_w - g->left;
     int whole = g->dilation_w == 1 && w0 >= 0 && w0 + g->kernel_w <= g->in_w;
@@ -24,7 +26,10 @@ static void patches(const Geometry *g, const float *x, int from, int to, float *
         const float *at = line + w0 * c;
         int i = 0;
         for (; i + 4 <= width; i += 4) store(rows + i, load(at + i));
-        for (; i < width; i++) rows[i] = at[i];
+        if (i == width) continue;
+        if (at + i + 4 <= end) store(rows + i, load(at + i));
+        else
+          for (; i < width; i++) rows[i] = at[i];
         continue;
       }
       for (int kw = 0; kw < g->kernel_w; kw++) {
@@ -210,10 +215,28 @@ EXPORT void mf_depthwise_back_filter(const Geometry *g, const float *x, const fl
 
 // --------------------------------------------------------------------------------------------------------- pooling
 
+// Where the element replaces the best so far: greater, or not a number.
+INLINE v128_t beats(f4 v, f4 best) { return wasm_v128_or(wasm_f32x4_gt(v, best), wasm_f32x4_ne(v, v)); }
+
+// Calls BODY(at) for the pixels of a window that lie in the image; `at` is the place of their channels from i on.
+#define FOR_WINDOW(g, BODY)                                              \
+  for (int kh = 0; kh < g->kernel_h; kh++) {                             \
+    int h = oh * g->stride_h - g->top + kh * g->dilation_h;              \
+    if (h < 0 || h >= g->in_h) continue;                                 \
+    for (int kw = 0; kw < g->kernel_w; kw++) {                           \
+      int w = ow * g->stride_w - g->left + kw * g->dilation_w;           \
+      if (w < 0 || w >= g->in_w) continue;                               \
+      int at = ((b * g->in_h + h) * g->in_w + w) * c + i;                \
+      BODY                                                               \
+    }                                                                    \
+  }
+
 // The largest element of each window; the first of equals; NaN where the window holds one. Where `dy` is given, its
 // elements are added to `dx` at the places of the maxima instead.
 static void max_pool(const Geometry *g, const float *x, float *y, const float *dy, float *dx) {
   int c = g->channels;
+  // Windows that do not overlap: each pixel of dx is written once, four channels at a time.
+  int apart = g->stride_h >= g->kernel_h && g->stride_w >= g->kernel_w && g->dilation_h == 1 && g->dilation_w == 1;
   for (int b = 0; b < g->batch; b++)
     for (int oh = 0; oh < g->out_h; oh++)
       for (int ow = 0; ow < g->out_w; ow++) {
@@ -221,25 +244,27 @@ static void max_pool(const Geometry *g, const float *x, float *y, const float *d
         for (int i = 0; i < c; i += 4) {
           int lanes = c - i < 4 ? c - i : 4;
           f4 best = splat(-__builtin_inff());
-          v128_t place = wasm_i32x4_splat(-1);
-          for (int kh = 0; kh < g->kernel_h; kh++) {
-            int h = oh * g->stride_h - g->top + kh * g->dilation_h;
-            if (h < 0 || h >= g->in_h) continue;
-            for (int kw = 0; kw < g->kernel_w; kw++) {
-              int w = ow * g->stride_w - g->left + kw * g->dilation_w;
-              if (w < 0 || w >= g->in_w) continue;
-              int at = ((b * g->in_h + h) * g->in_w + w) * c + i;
-              f4 v = lanes == 4 ? load(x + at) : load_part(x + at, lanes);
-              // Greater, or not a number where the best so far is one, or the first element.
-              v128_t better = wasm_v128_or(wasm_f32x4_gt(v, best), wasm_v128_and(wasm_f32x4_ne(v, v), wasm_f32x4_eq(best, best)));
-              better = wasm_v128_or(better, wasm_i32x4_lt(place, wasm_i32x4_splat(0)));
-              best = wasm_v128_bitselect(v, best, better);
-              place = wasm_v128_bitselect(wasm_i32x4_splat(at), place, better);
-            }
-          }
           if (!dy) {
+            FOR_WINDOW(g, {
+              f4 v = lanes == 4 ? load(x + at) : load_part(x + at, lanes);
+              best = wasm_v128_bitselect(v, best, beats(v, best));
+            })
             if (lanes == 4) store(y + out + i, best);
             else store_part(y + out + i, best, lanes);
+            continue;
+          }
+          v128_t place = wasm_i32x4_splat(-1);
+          FOR_WINDOW(g, {
+            f4 v = lanes == 4 ? load(x + at) : load_part(x + at, lanes);
+            // The first NaN stays; the first element of all counts even if it is -infinity.
+            v128_t first = wasm_i32x4_lt(place, wasm_i32x4_splat(0));
+            v128_t better = wasm_v128_or(wasm_v128_and(beats(v, best), wasm_f32x4_eq(best, best)), first);
+            best = wasm_v128_bitselect(v, best, better);
+            place = wasm_v128_bitselect(wasm_i32x4_splat(at), place, better);
+          })
+          if (apart && lanes == 4) {
+            f4 share = load(dy + out + i);
+            FOR_WINDOW(g, { store(dx + at, wasm_v128_and(share, wasm_i32x4_eq(place, wasm_i32x4_splat(at)))); })
             continue;
           }
           int at[4];
