@@ -179,7 +179,9 @@ function dispose(model: tf.LayersModel): void {
 }
 
 export function accuracy(model: tf.LayersModel, xs: tf.Tensor, labels: ArrayLike<number>): number {
-  const predicted = tf.tidy(() => tf.argMax(model.predict(xs, { batchSize: 250 }) as tf.Tensor, 1).dataSync());
+  const predicted = tf.tidy(() =>
+    Array.from(tf.argMax(model.predict(xs, { batchSize: 250 }) as tf.Tensor, 1).dataSync()),
+  );
   return predicted.reduce((sum, p, i) => sum + (p === labels[i] ? 1 : 0), 0) / labels.length;
 }
 

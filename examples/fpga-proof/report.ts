@@ -2,6 +2,7 @@ import type { Result, Row } from './proof.ts';
 
 const percent = (value: number | undefined): string => (value === undefined ? '' : (100 * value).toFixed(1));
 const count = (value: number): string => value.toLocaleString('en-US', { maximumFractionDigits: 0 });
+const source = (data: string): string => data.replace(/ train$/, '');
 const label = ({ bits, k }: Row): string => `${bits} bits${k ? `, k = ${k}` : ''}`;
 const sum = (rows: readonly Row[], of: (row: Row) => number): number => rows.reduce((all, row) => all + of(row), 0);
 
@@ -26,7 +27,7 @@ function agreement(results: readonly Result[]): string {
     ],
     results.map(({ name, data, parameters, macs, rows }) => [
       name,
-      data,
+      source(data),
       count(parameters),
       count(macs),
       `${rows.length}`,
@@ -41,7 +42,7 @@ function agreement(results: readonly Result[]): string {
 
 function accuracies(result: Result): string {
   const { name, data, rows, trainImages, testImages, floatSteps, steps } = result;
-  return `### ${name}, ${data}
+  return `### ${name}, ${source(data)}
 
 ${count(trainImages)} training images, ${count(testImages)} test images, ${count(floatSteps)} float steps, then ${count(steps)} of each model.
 Float **${percent(result.float)}**; the float model after the same ${count(steps)} further steps **${percent(result.floatContinued)}**.
@@ -99,10 +100,30 @@ function reading(results: readonly Result[]): string {
     ((100 * sum(rows, (row) => row.trained - than(row))) / rows.length).toFixed(1);
   const narrow = plain.filter(({ bits }) => bits <= 4);
   const best = (row: Row): number => Math.max(row.postTrainingMax, row.postTrainingMse);
+  const saved = results.flatMap(({ name, rows }) =>
+    [8, 3].map((bits) => {
+      const [any, two, one] = [undefined, 2, 1].map(
+        (k) => rows.find((row) => row.bits === bits && row.k === k)?.lut ?? 0,
+      );
+      return `${name} at ${bits} bits ${(two / any).toFixed(2)} (k = 2) and ${(one / any).toFixed(2)} (k = 1)`;
+    }),
+  );
+  const powers = all.filter(({ k }) => k);
+  const twin = (row: Row): number =>
+    results.flatMap(({ rows }) => (rows.includes(row) ? rows.filter(({ bits, k }) => bits === row.bits && !k) : []))[0]
+      .trained;
+  const loss = (k: number): string =>
+    gain(
+      powers.filter((row) => row.k === k),
+      twin,
+    );
   return `- Trained with learned points is above the better of the two post-training columns in ${better(all, best)} settings; at 4 and
   3 bits without k by ${gain(narrow, best)} points on average.
 - Against the same training with points fixed at \`max\`: above in ${better(plain, (row) => row.fixed)} settings without k, at 4 and 3 bits
-  by ${gain(narrow, (row) => row.fixed ?? 0)} points on average.`;
+  by ${gain(narrow, (row) => row.fixed ?? 0)} points on average.
+- Trained weights of k = 2 and k = 1 change the accuracy of the same width by ${loss(2)} and ${loss(1)} points on average. All
+  DSPs go; LUTs, as a fraction of the LUTs with LUT multipliers: ${saved.join('; ')}. At 3 bits a multiplier is so
+  small that two shifted terms save nothing; k = 2 forbids only the weight -4 there.`;
 }
 
 /** docs/fpga-proof.md from the results. */
@@ -134,8 +155,6 @@ two are shifts and additions and need no DSP. A network of this kind is folded (
 the ratios between rows stay.
 
 ${results.map(accuracies).join('\n\n')}
-
-At 3 bits every weight is a sum of two signed powers of two, so k = 2 forbids nothing there.
 
 ${reading(results)}
 
