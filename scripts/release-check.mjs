@@ -72,7 +72,13 @@ try {
   );
   run(
     join(copy, 'node_modules', '.bin', 'biome'),
-    ['check', '--vcs-enabled=false', 'packages/lora-family/generated-method'],
+    [
+      'check',
+      '--vcs-enabled=false',
+      ...['src', 'test', 'package.json', 'tsconfig.json'].map(
+        (entry) => `packages/lora-family/generated-method/${entry}`,
+      ),
+    ],
     copy,
   );
   const tests = run(
