@@ -2,7 +2,7 @@
 // without the native addon, on the stock wasm backend and on PyTorch, side by side. Build first (`pnpm build`). Each variant
 // runs in processes of its own, in turn, and the least time counts.
 //
-//   node bench/run.mjs [--rounds 2] [--minutes 8] [--json FILE] [--python /usr/bin/python3] [--node PATH] [--quick]
+//   node bench/run.mjs [--rounds 2] [--minutes 9] [--json FILE] [--python /usr/bin/python3] [--node PATH] [--quick]
 //
 // --node names a second Node whose WebAssembly has relaxed SIMD (22 and later), to be timed as well; without it, one of the
 // release tools is taken where there is one. No round starts that would not be over after --minutes.
@@ -20,7 +20,7 @@ const here = dirname(fileURLToPath(import.meta.url));
 const { values: options } = parseArgs({
   options: {
     rounds: { type: 'string', default: '2' },
-    minutes: { type: 'string', default: '8' },
+    minutes: { type: 'string', default: '9' },
     json: { type: 'string', default: join(here, 'results', 'steps.json') },
     python: { type: 'string', default: '' },
     node: { type: 'string', default: '' },
@@ -66,7 +66,7 @@ const PACKAGES = 'structured,factors,optimizers';
 /** A start-up, the training steps, those of the packages in the first round, and the transformer alone for its memory. */
 function engine(node, environment) {
   return (round) => [
-    ...start(node, [join(here, 'start.mjs')], environment),
+    ...[1, 2, 3].flatMap(() => start(node, [join(here, 'start.mjs')], environment)),
     ...start(node, [worker, 'engine', round === 0 ? `${STEPS},${PACKAGES}` : STEPS], environment),
     ...(round === 0 ? peak(start(node, [worker, 'engine', 'transformer'], environment)) : []),
   ];
