@@ -13,8 +13,16 @@ const config = {
     declarationMap: false,
     sourceMap: false,
     types: ['node', 'jest'],
+    paths: Object.fromEntries(
+      workspacePackages().flatMap(({ name, directory }) => [
+        [name, [`../${relative(root, directory)}/dist/index.d.ts`]],
+        [`${name}/*`, [`../${relative(root, directory)}/dist/*.d.ts`]],
+      ]),
+    ),
   },
-  include: workspacePackages().map(({ directory }) => `../${relative(root, directory)}/test/**/*.ts`),
+  include: [...workspacePackages().map(({ directory }) => relative(root, directory)), '.', 'examples'].map(
+    (directory) => `../${directory}/test/**/*.ts`,
+  ),
 };
 const file = join(root, '.tools', 'tsconfig.tests.json');
 writeFileSync(file, `${JSON.stringify(config, null, 2)}\n`);

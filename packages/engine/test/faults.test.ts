@@ -5,6 +5,16 @@ import { registerFused } from '../src/fused.ts';
 import { adamStep, causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '../src/index.ts';
 import { registerKernels } from '../src/register.ts';
 
+interface HostMemory {
+  readonly buffer: ArrayBuffer;
+}
+// The types of WebAssembly come with lib.dom only.
+const { WebAssembly } = globalThis as unknown as {
+  WebAssembly: object & {
+    Memory: new (options: { initial: number; maximum?: number; shared?: boolean }) => HostMemory;
+  };
+};
+
 const values = (shape: number[], seed: number): tf.Tensor => tf.randomNormal(shape, 0, 1, 'float32', seed);
 
 /** A variable that owns its first value. */
@@ -81,7 +91,7 @@ describe('a machine without SIMD', () => {
 });
 
 describe('the memory of the backend', () => {
-  const backendWith = (memory: WebAssembly.Memory | null, HEAPU8: Uint8Array): BackendWasm =>
+  const backendWith = (memory: HostMemory | null, HEAPU8: Uint8Array): BackendWasm =>
     ({ wasm: { asm: memory ? { memory } : {}, HEAPU8 } }) as unknown as BackendWasm;
 
   it('is found, unless there is none to be had', () => {

@@ -228,8 +228,8 @@ testGolden('qfx', __dirname, {
       ...(config.batchNorm === 'folded' ? { batchNorm: { epsilon: config.epsilon } } : {}),
     } as const;
     const layer = config.depthwise
-      ? new QfxDepthwiseConv2d({ ...args, depthMultiplier: w.shape[3] })
-      : new QfxConv2d({ ...args, filters: w.shape[3] });
+      ? new QfxDepthwiseConv2d({ ...args, depthMultiplier: w.shape[3] as number })
+      : new QfxConv2d({ ...args, filters: w.shape[3] as number });
     const norm = unfolded
       ? new QfxBatchNorm({
           name: 'norm',
@@ -276,13 +276,14 @@ testGolden('qfx', __dirname, {
           result: fixedQuantization(config[name]),
         });
         const y = layer.apply(source) as tf.SymbolicTensor;
-        tf.tidy(() =>
-          layer.kernel.write(
-            tf
-              .slice(tf.eye(2 * C), [0, from])
-              .slice([0, 0], [2 * C, C])
-              .reshape([1, 1, 2 * C, C]),
-          ),
+        tf.tidy(
+          () =>
+            void layer.kernel.write(
+              tf
+                .slice(tf.eye(2 * C), [0, from])
+                .slice([0, 0], [2 * C, C])
+                .reshape([1, 1, 2 * C, C]),
+            ),
         );
         return y;
       };

@@ -72,7 +72,12 @@ async function goldenBank(inputs: GoldenInputs, { r, alpha, activation }: Config
   setAdapterTensors(
     model,
     'default',
-    Object.fromEntries(cores.map((core, l) => [`layers.${l}.proj`, l === 0 ? { core, encoder, decoder } : { core }])),
+    Object.fromEntries(
+      cores.map((core, l): [string, Record<string, tf.Tensor>] => [
+        `layers.${l}.proj`,
+        l === 0 ? { core, encoder, decoder } : { core },
+      ]),
+    ),
   );
   tf.dispose(cores);
   return model;

@@ -153,3 +153,4 @@ function checkSimilarity({ similarity, basis }: Config): void {
 
 /** DCT-AdamW as an optimizer class: `new DctAdamWOptimizer({ rank: 8 })` is `dctAdamW({ rank: 8 }).optimizer()`. */
 export const DctAdamWOptimizer = defineOptimizerClass('DctAdamW', dctAdamW);
+export type DctAdamWOptimizer = InstanceType<typeof DctAdamWOptimizer>;

@@ -256,3 +256,4 @@ function unpack(moment: Moment, shape: number[], signed: boolean): tf.Tensor {
 
 /** GaLore as an optimizer class: `new GaLoreAdamOptimizer({ rank: 8 })` is `galore({ rank: 8 }).optimizer()`. */
 export const GaLoreAdamOptimizer = defineOptimizerClass('GaLoreAdam', galore);
+export type GaLoreAdamOptimizer = InstanceType<typeof GaLoreAdamOptimizer>;
