@@ -220,7 +220,6 @@ const report = [
 console.log(report);
 
 const record = {
-  date: new Date().toISOString(),
   node: process.version,
   cpu: os.cpus()[0]?.model,
   cores: os.cpus().length,
@@ -239,15 +238,23 @@ function write(file, text) {
   console.log(`written: ${file}`);
 }
 const base = options.json.replace(/\.json$/, '');
-write(options.json, `${JSON.stringify(record, null, 2)}\n`);
+// Four decimals will do, and lists of numbers stay on a line, as the formatter wants them.
+const brief = (_, value) => (typeof value === 'number' ? Math.round(value * 1e4) / 1e4 : value);
+const json = JSON.stringify(record, brief, 2).replace(
+  /\[\s+([^[\]{}]+?)\s+\]/g,
+  (_, body) => `[${body.replace(/\s*\n\s*/g, ' ')}]`,
+);
+write(options.json, `${json}\n`);
 write(`${base}.md`, report);
 const drawing = await import('../packages/pipeline/dist/plot.js').catch(() => undefined);
 if (drawing) {
   const curves = (kinds, of) => Object.fromEntries(kinds.map((kind) => [kind, of(kind)]));
+  const draw = (chart) =>
+    drawing.lineChart(chart).replace(/^<svg[^>]*>/, (tag) => `${tag}\n<title>${chart.title}</title>`);
   const sizes = SIZES.matmul.join(', ');
   write(
     `${base}-matmul.svg`,
-    drawing.lineChart({
+    draw({
       title: 'Matrix products',
       x: `order: ${sizes}`,
       y: 'GFLOP/s',
@@ -258,7 +265,7 @@ if (drawing) {
   if (forms.length > 1)
     write(
       `${base}-structured.svg`,
-      drawing.lineChart({
+      draw({
         title: `Layers of one width, forward and backward, ${SIZES.structured.rows} rows`,
         x: `width: ${SIZES.structured.widths.join(', ')}`,
         y: 'milliseconds',
