@@ -137,6 +137,34 @@ export async function runMethod(backend: string, name: keyof typeof methods): Pr
   };
 }
 
+/** How far a model that train() made on a backend is from the one it made on cpu, and how far training moved it. */
+export async function runTrain(backend: string): Promise<{ trained: number; moved: number; leaked: number }> {
+  const results: number[][] = [];
+  let [moved, leaked] = [0, 0];
+  for (const name of ['cpu', backend]) {
+    await core.ready(home(name));
+    const before = tf.memory().numTensors;
+    const stream = core.random(5);
+    const [xs, ys] = [stream.normal([24, 6]), stream.normal([24, 3])];
+    const model = tf.sequential({ layers: [tf.layers.dense({ name: 'map', units: 3, inputShape: [6] })] });
+    const weights = model.getWeights().map(({ shape }) => stream.normal(shape, 0, 0.4));
+    model.setWeights(weights);
+    await core.attach(model, lora({ rank: 2 }), { targets: ['map'], seed: 7 });
+    await core.ready(name);
+    const start = await numbers(model.predict(xs) as tf.Tensor);
+    const optimizer = core.toOptimizer(core.chain(core.clipByGlobalNorm(1), core.adamw({ learningRate: 0.05 })));
+    await core.train(model, { xs, ys }, { optimizer, loss: 'meanSquaredError', batchSize: 8, epochs: 3, seed: 1 });
+    results.push(await numbers(model.predict(xs) as tf.Tensor));
+    moved = deviation(results[0], start);
+    optimizer.dispose();
+    core.detach(model);
+    model.dispose();
+    tf.dispose([xs, ys, ...weights]);
+    leaked += tf.memory().numTensors - before;
+  }
+  return { trained: deviation(results[1], results[0]), moved, leaked };
+}
+
 type Op = (...xs: tf.Tensor[]) => tf.Tensor;
 const flat = (...ts: tf.Tensor[]): tf.Tensor => tf.concat(ts.map((t) => tf.reshape(t, [-1])));
 const symmetric = (a: tf.Tensor): tf.Tensor => tf.add(a, tf.transpose(a, [0, 2, 1]));

@@ -23,6 +23,12 @@ function expectMethod(name: string, result: Record<string, number>): void {
   expect({ restored, leaked }).toEqual({ restored: 0, leaked: 0 });
 }
 
+function expectTrain({ trained, moved, leaked }: Record<string, number>): void {
+  expect([trained, trained !== null && trained < 1e-4]).toEqual([trained, true]);
+  expect(moved).toBeGreaterThan(0.03);
+  expect(leaked).toBe(0);
+}
+
 function expectOps(result: Record<string, number | string>, refused: Record<string, RegExp> = {}): void {
   expect(Object.keys(result).length).toBeGreaterThanOrEqual(24);
   for (const [name, found] of Object.entries(result)) {
@@ -36,6 +42,10 @@ describe('wasm beside cpu', () => {
 
   test.each(page.methodNames())('%s', async (name) => {
     expectMethod(name, await page.runMethod('wasm', name as never));
+  });
+
+  test('train()', async () => {
+    expectTrain(await page.runTrain('wasm'));
   });
 
   test('ops and their gradients', async () => {
@@ -73,6 +83,10 @@ describe.each<BrowserBackend>(['webgl', 'webgpu'])('%s beside cpu', (backend) =>
 
   (skipped ? test.skip : test).each(page.methodNames())(`%s, attached, trained, merged${skipped}`, async (name) => {
     expectMethod(name, await browser.call('runMethod', backend, name));
+  });
+
+  inBrowser(`train()${skipped}`, async () => {
+    expectTrain(await browser.call('runTrain', backend));
   });
 
   inBrowser(`kernels that it lacks run on cpu or are refused by name${skipped}`, async () => {
