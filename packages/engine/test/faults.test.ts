@@ -90,6 +90,36 @@ describe('a machine without SIMD', () => {
   });
 });
 
+describe('the optional addon', () => {
+  const HELD = Symbol.for('matforge.engine.native');
+
+  it('changes nothing but speed: switched off and on in one process, where there is a binary', async () => {
+    await ready();
+    const expected = train();
+    const backend = tf.backend() as unknown as { [HELD]?: unknown };
+    const held = backend[HELD];
+    const wanted = process.env.MATFORGE_NATIVE;
+    const warn = jest.spyOn(console, 'warn').mockImplementation(() => {});
+    try {
+      for (const setting of ['1', '0']) {
+        delete backend[HELD];
+        process.env.MATFORGE_NATIVE = setting;
+        await ready();
+        expect(engineInfo().kernels).not.toBe('none');
+        if (setting === '0') expect(engineInfo().native).toBeNull();
+        // Either the addon is in use or it has said why not.
+        else expect(engineInfo().native !== null || warn.mock.calls.length === 1).toBe(true);
+        expectClose(train(), expected, 1e-5);
+      }
+    } finally {
+      if (wanted === undefined) delete process.env.MATFORGE_NATIVE;
+      else process.env.MATFORGE_NATIVE = wanted;
+      backend[HELD] = held;
+      warn.mockRestore();
+    }
+  });
+});
+
 describe('the memory of the backend', () => {
   const backendWith = (memory: HostMemory | null, HEAPU8: Uint8Array): BackendWasm =>
     ({ wasm: { asm: memory ? { memory } : {}, HEAPU8 } }) as unknown as BackendWasm;
