@@ -142,8 +142,6 @@ export interface Result {
   floatContinued: number;
   rows: Row[];
   speed?: Speed;
-  /** Of the whole experiment. */
-  seconds?: number;
 }
 
 /** Batches of 64 with Adam and cross-entropy on logits. */

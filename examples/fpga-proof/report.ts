@@ -128,10 +128,9 @@ function reading(results: readonly Result[]): string {
 
 /** docs/fpga-proof.md from the results. */
 export function report(results: readonly Result[]): string {
-  const minutes = Math.ceil(results.reduce((all, { seconds = 0 }) => all + seconds, 0) / 60);
   return `# Proof: one network, four programs, the same bits
 
-Written by \`node examples/fpga-proof/run.mjs\` (about ${minutes} minutes of one core; needs gcc and g++); the numbers are in
+Written by \`node examples/fpga-proof/run.mjs\` (after a build; needs gcc and g++); the numbers are in
 \`examples/fpga-proof/results.json\`.
 
 Three networks are trained in floating point, quantized at 8, 6, 4 and 3 bits with any weights and with weights of at most
@@ -166,7 +165,8 @@ used. The networks are small on purpose, and so is their accuracy on CIFAR-10.
 
 Millions of multiply-accumulates a second on one core of a busy 2-core machine, 8 bits; and the processor time of a
 quantized training step in steps of the float model, batch 64, wasm backend. The float model computes batch statistics in its batch
-norms, a quantized one by default does not; the last column has them in both.
+norms, a quantized one by default does not; the last column has them in both. tfjs's own batch norm is slow to
+differentiate, folded into the convolution it is not.
 
 ${speed(results)}
 `;

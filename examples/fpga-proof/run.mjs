@@ -30,11 +30,9 @@ for (const name of names) {
   if (!experiments[name]) throw new Error(`no experiment ${name}; there are ${Object.keys(experiments).join(', ')}`);
   const { ready } = await import('@matforge/core');
   await ready();
-  const begun = Date.now();
   const result = await prove(await experiments[name](join(here, '.cache')), (row) => console.log(JSON.stringify(row)));
-  const seconds = Math.round((Date.now() - begun) / 1000);
   // Read again: another experiment may have ended meanwhile.
-  writeFileSync(file, `${JSON.stringify({ ...read(), [name]: { ...result, seconds } }, null, 2)}\n`);
+  writeFileSync(file, `${JSON.stringify({ ...read(), [name]: result }, null, 2)}\n`);
 }
 const results = read();
 const ordered = Object.keys(experiments).flatMap((name) => (results[name] ? [results[name]] : []));
