@@ -183,7 +183,7 @@ const ops: Record<string, [Op, ...number[][]]> = {
   gatherNd: [(a) => core.gatherNd(a, indices([0, 2, 2, 1], [2, 2])), [3, 4]],
   scatterNd: [(a) => core.scatterNd(indices([0, 2, 0], [3, 1]), a, [4, 2]), [3, 2]],
   stridedSlice: [(a) => core.stridedSlice(a, [2, 3], [-4, 0], [-1, -2]), [3, 4]],
-  depthToSpace: [(a) => core.depthToSpace(a, 2), [2, 2, 3, 8]],
+  depthToSpace: [(a) => core.depthToSpace(a as tf.Tensor4D, 2), [2, 2, 3, 8]],
   where: [(a, b) => core.where(tf.greater(a, 0.1), tf.mul(a, b), b), [3, 4], [4]],
   qr: [(a) => flat(...Object.values(core.qr(a)).map((t) => tf.exp(t))), [2, 4, 3]],
   cholesky: [(a) => core.cholesky(definite(a)), [2, 3, 3]],

@@ -1,6 +1,6 @@
 // Accuracy on Fashion-MNIST: float, post-training quantization and QFX at 8, 6, 4 and 3 bits, and multiplier-free
 // weights. Also checks that the training forward pass and the simulator agree on 1,000 test images.
-// node bench/fashion.mjs [float epochs] [quantized epochs]   (after `pnpm build`)
+// node examples/qfx-fashion.mjs [float epochs] [quantized epochs]   (after `pnpm build`)
 import { ready } from '@matforge/core';
 import { fashionMnist } from '@matforge/datasets';
 import { estimate, freeze, quantizeModel, simulate } from '@matforge/qfx';
