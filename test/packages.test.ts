@@ -51,6 +51,7 @@ test.each(published.map((each) => [each.name, each] as const))(
       'package.json',
       'tsconfig.json',
       'src',
+      'c',
       'test',
       'dist',
       'node_modules',
