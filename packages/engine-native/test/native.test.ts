@@ -2,10 +2,10 @@ import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '../../engine/src/index.ts';
 import { transformSync } from '@swc/core';
 import * as tf from '@tensorflow/tfjs';
 import fc from 'fast-check';
+import { causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '../../engine/src/index.ts';
 import { nativeIsa, nativeSources, nativeThreads, openNative, whyNot } from '../src/index.ts';
 
 const folder = join(__dirname, '..');
