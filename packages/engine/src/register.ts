@@ -98,6 +98,8 @@ export function registerKernels(withNative: boolean): void {
     ...Object.keys(ours),
   ]);
   for (const kernelName of names) {
+    // Ops of matforge itself bring their own kernels for every backend.
+    if (kernelName.startsWith('Matforge')) continue;
     const before = stock.get(kernelName);
     const fallback =
       before && !WRONG.includes(kernelName)
