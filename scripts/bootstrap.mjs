@@ -19,7 +19,13 @@ const environment = {
 const [task, ...rest] = process.argv.slice(2);
 const tasks = {
   demo: () =>
-    run(process.execPath, [join(root, 'packages/cli/dist/bin.js'), 'run', 'examples/fashion-to-fpga.yaml', ...rest]),
+    run(process.execPath, [
+      join(root, 'packages/cli/dist/bin.js'),
+      'run',
+      'examples/fashion-to-fpga.yaml',
+      '--overwrite',
+      ...rest,
+    ]),
   test: () => {
     run('biome', ['check', '.']);
     run(process.execPath, [join(root, 'scripts/check-types.mjs')]);

@@ -1,4 +1,4 @@
-import { appendFile, mkdir, readFile } from 'node:fs/promises';
+import { appendFile, mkdir, readdir, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { ensure, writeFileAtomic } from '@matforge/core';
 
@@ -63,7 +63,7 @@ export class RunRecord {
     if (resume) {
       ensure(present, directory, () => 'holds no run to resume; start one without --resume');
     } else {
-      const entries = await import('node:fs/promises').then(({ readdir }) => readdir(directory).catch(() => []));
+      const entries = await readdir(directory).catch((): string[] => []);
       ensure(
         entries.length === 0,
         directory,

@@ -1,4 +1,4 @@
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ensure, type MatforgeError, parseConfig, ready, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
@@ -105,7 +105,7 @@ export async function run(given: Pipeline, options: RunOptions = {}): Promise<Ru
   const signal = options.signal ?? new AbortController().signal;
   const directory = options.directory ?? join('runs', given.name);
   await validate(given, from);
-  if (overwrite && !resume) await rm(directory, { recursive: true, force: true });
+  if (overwrite && !resume) await removeRun(directory);
   const record = await RunRecord.open(directory, resume);
   const backend = await ready();
   const identity = JSON.stringify(given.stages.map(({ definition, options: o }) => [definition.name, o]));
@@ -162,6 +162,18 @@ export async function run(given: Pipeline, options: RunOptions = {}): Promise<Ru
     dispose(state);
   }
   return { directory, report: record.reported, finished: true };
+}
+
+/** Removes a run directory; refuses to remove anything else. */
+async function removeRun(directory: string): Promise<void> {
+  const entries = await readdir(directory).catch((): string[] => []);
+  const isRun = entries.length === 0 || entries.includes('run.json');
+  ensure(
+    isRun,
+    directory,
+    () => 'is not a run directory (it has no run.json), so it is not replaced; choose another (--out)',
+  );
+  await rm(directory, { recursive: true, force: true });
 }
 
 function dispose(state: State): void {

@@ -169,6 +169,14 @@ describe('refusals', () => {
     expect(readFileSync(join(runs, 'a', 'precious'), 'utf8')).toBe('x');
   });
 
+  test('only a run directory is replaced', async () => {
+    mkdirSync(join(runs, 'a'));
+    writeFileSync(join(runs, 'a', 'precious'), 'x');
+    const replace = () => run(build(), { directory: join(runs, 'a'), overwrite: true, from: examples });
+    await expect(replace()).rejects.toThrow(/is not a run directory \(it has no run\.json\), so it is not replaced/);
+    expect(readFileSync(join(runs, 'a', 'precious'), 'utf8')).toBe('x');
+  });
+
   test('a directory without a run cannot be resumed, and another pipeline does not go on in it', async () => {
     await expect(run(build(), { directory: join(runs, 'none'), resume: true, from: examples })).rejects.toThrow(
       /holds no run to resume/,

@@ -1,5 +1,5 @@
-import { rm } from 'node:fs/promises';
-import { openCheckpoint, ready } from '@matforge/core';
+import { readdir, rm } from 'node:fs/promises';
+import { ensure, openCheckpoint, ready } from '@matforge/core';
 import type * as Hls from '@matforge/hls';
 import { importPackage, loadModel } from '@matforge/pipeline';
 import type * as Qfx from '@matforge/qfx';
@@ -25,7 +25,7 @@ export async function emit(
   const x = samples ? await readSamples(samples) : undefined;
   const quantized = qfx.quantizeModel(float, { bits, ...(x && { calibration: x }) });
   const graph = qfx.freeze(quantized);
-  if (overwrite) await rm(to, { recursive: true, force: true });
+  if (overwrite) await removeProject(to);
   const project = await hls.writeProject(to, graph, x ? { samples: { values: x } } : {});
   const csim = await hls.compile(project);
   const report = csim.skipped || !x ? undefined : await csim.compare(x);
@@ -43,6 +43,18 @@ export async function emit(
   float.dispose();
   x?.dispose();
   return report && !report.passed ? EXIT.fault : EXIT.done;
+}
+
+/** Removes an emitted project; refuses to remove anything else. */
+async function removeProject(directory: string): Promise<void> {
+  const entries = await readdir(directory).catch((): string[] => []);
+  const isProject = entries.length === 0 || entries.includes('project.tcl');
+  ensure(
+    isProject,
+    directory,
+    () => 'is not an emitted project (it has no project.tcl), so it is not replaced; choose another directory',
+  );
+  await rm(directory, { recursive: true, force: true });
 }
 
 async function readSamples(path: string): Promise<tf.Tensor> {
