@@ -383,12 +383,21 @@ function addPenalty(host: Host, adapter: Adapter): void {
   };
 }
 
+/** What a checkpoint holds of a schedule. */
+interface ScheduleState {
+  /** Places of the frozen weights among all of the adapter's. */
+  readonly stopped: readonly number[];
+  readonly assigned?: readonly { readonly site: string; readonly tensor: string; readonly value: tf.Tensor }[];
+  readonly own: unknown;
+}
+
 function startSchedule(host: Host, adapter: Adapter): void {
   const { method, config } = adapter.configured;
   if (!method.schedule) return;
   const sites = [...adapter.sites.values()];
   const schedule = method.schedule(sites, config);
   adapter.schedule = schedule;
+  const assigned = new Map<string, { site: string; tensor: string }>();
   const hook: GradientHook = (gradients, { step, totalSteps }) => {
     if (!host.active.includes(adapter.name)) return;
     const decision = schedule.onStep({
@@ -423,18 +432,31 @@ function startSchedule(host: Host, adapter: Adapter): void {
         value.dispose();
         mask.dispose();
       }
-      for (const { site, tensor, value } of decision.assign ?? []) setTensor(adapter, site, tensor, value);
+      for (const { site, tensor, value } of decision.assign ?? []) {
+        setTensor(adapter, site, tensor, value);
+        // Trained tensors are in a checkpoint anyway; what a schedule assigned beside them must come along.
+        if (!adapter.sites.get(site)?.weights[tensor]) assigned.set(`${site}/${tensor}`, { site, tensor });
+      }
     };
   };
   const held = () => [...adapter.sites.values()].flatMap(({ weights }) => Object.values(weights));
   hook.state = () => ({
     stopped: held().flatMap((weight, place) => (adapter.stopped.has(weight) ? [place] : [])),
+    assigned: [...assigned.values()].map(({ site, tensor }) => ({
+      site,
+      tensor,
+      value: tf.clone(adapter.sites.get(site)?.tensors[tensor] as tf.Tensor),
+    })),
     own: schedule.state?.() ?? null,
   });
   hook.restore = (state) => {
-    const { stopped, own } = state as { stopped: number[]; own: unknown };
+    const { stopped, own, ...rest } = state as ScheduleState;
     adapter.stopped.clear();
     for (const place of stopped) adapter.stopped.add(held()[place]);
+    for (const { site, tensor, value } of rest.assigned ?? []) {
+      setTensor(adapter, site, tensor, tf.clone(value));
+      assigned.set(`${site}/${tensor}`, { site, tensor });
+    }
     if (own !== null) schedule.restore?.(own);
     markTrainable(host);
   };
