@@ -44,7 +44,7 @@ const manifest = {
     './package.json': './package.json',
   },
   files: ['dist', 'src', 'README.md'],
-  scripts: { build: 'tsc -b', test: `jest --rootDir ../../.. packages/${family}/${name}/` },
+  scripts: { build: 'tsc -b', test: `jest -c ../../../jest.config.mjs packages/${family}/${name}/` },
   engines: { node: '>=20' },
   dependencies: { zod: 'catalog:' },
   peerDependencies: { '@matforge/core': 'workspace:^', '@tensorflow/tfjs': '^4.22.0' },

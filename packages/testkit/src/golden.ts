@@ -86,7 +86,8 @@ export function readGolden(method: string, directory: string): { cases: GoldenCa
   return { cases: JSON.parse(readFileSync(path, 'utf8')).cases, path };
 }
 
-async function checkCase(golden: GoldenCase, run: GoldenKind): Promise<void> {
+/** Runs one case and compares every expected field; throws a jest assertion that lists what is off. */
+export async function checkCase(golden: GoldenCase, run: GoldenKind): Promise<void> {
   const before = tf.memory().numTensors;
   const opened: tf.Tensor[] = [];
   const result = (await run(openInputs(golden, opened), golden.config, golden)) as GoldenResult;
