@@ -6,10 +6,10 @@ export {
   type InstalledPackage,
   importPackage,
   imports,
+  installedMethods,
   installedPackages,
   isLinear,
   loadMethod,
-  methodsOf,
   type OptimizerMethod,
   reproduction,
 } from './packages.ts';

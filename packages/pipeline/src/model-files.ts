@@ -1,6 +1,6 @@
 import { access, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openCheckpoint, readJsonFile, refuse, writeDirectoryAtomic } from '@matforge/core';
+import { openCheckpoint, readJsonFile, refuse, writeDirectoryAtomic, writeSafetensors } from '@matforge/core';
 import { loadPretrained } from '@matforge/models';
 import * as tf from '@tensorflow/tfjs';
 
@@ -67,7 +67,6 @@ export async function cloneModel(model: tf.LayersModel): Promise<tf.LayersModel>
 
 /** Writes all weights of a model into one file of a directory, for a later {@link restoreWeights}. */
 export async function storeWeights(model: tf.LayersModel, path: string): Promise<void> {
-  const { writeSafetensors } = await import('@matforge/core');
   await mkdir(join(path, '..'), { recursive: true });
   const weights = model.getWeights();
   await writeSafetensors(path, Object.fromEntries(weights.map((weight, i) => [String(i), weight])), {

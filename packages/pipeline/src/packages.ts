@@ -58,6 +58,26 @@ function safeList(directory: string): string[] {
 }
 
 /**
+ * The installed package `@matforge/<name>`.
+ *
+ * @throws MatforgeError that says what to install.
+ */
+export function findPackage(name: string, from: string): InstalledPackage {
+  const installed = installedPackages(from);
+  const near = didYouMean(
+    name,
+    installed.map((entry) => entry.name.slice('@matforge/'.length)),
+  );
+  return (
+    installed.find((entry) => entry.name === `@matforge/${name}`) ??
+    refuse(
+      `@matforge/${name}`,
+      `is not installed${near ? `; did you mean "${near}"?` : '.'} Install it: npm i @matforge/${name}`,
+    )
+  );
+}
+
+/**
  * Imports an installed `@matforge/` package, or a part of it.
  *
  * @throws MatforgeError that says what to install.
@@ -65,15 +85,7 @@ function safeList(directory: string): string[] {
 export async function importPackage<T>(name: string, from: string): Promise<T> {
   const id = `@matforge/${name}`;
   const [short, part] = name.split('/');
-  const installed = installedPackages(from);
-  const found = installed.find((entry) => entry.name === `@matforge/${short}`);
-  if (!found) {
-    const near = didYouMean(
-      short,
-      installed.map((entry) => entry.name.slice('@matforge/'.length)),
-    );
-    refuse(id, `is not installed${near ? `; did you mean "${near}"?` : ''} Install it: npm i @matforge/${short}`);
-  }
+  const found = findPackage(short, from);
   try {
     return (await importFrom(id, part, found, from)) as T;
   } catch (error) {
@@ -111,11 +123,28 @@ export async function loadMethod(name: string, from: string): Promise<InstalledM
 }
 
 /** The methods among a package's exports. */
-export function methodsOf(exported: Record<string, unknown>): InstalledMethod[] {
+function methodsOf(exported: Record<string, unknown>): InstalledMethod[] {
   return Object.values(exported).filter((value): value is InstalledMethod => {
     const candidate = value as Partial<InstalledMethod> | undefined;
     return typeof value === 'function' && typeof candidate?.info?.id === 'string' && candidate.config !== undefined;
   });
+}
+
+/** Packages that hold no methods. */
+const INFRASTRUCTURE = ['core', 'engine', 'engine-native', 'models', 'datasets', 'pipeline', 'testkit'];
+
+/** Every method of the installed packages, with its package. */
+export async function installedMethods(
+  from: string,
+): Promise<(InstalledPackage & { readonly method: InstalledMethod })[]> {
+  const listed: (InstalledPackage & { readonly method: InstalledMethod })[] = [];
+  for (const found of installedPackages(from)) {
+    const short = found.name.slice('@matforge/'.length);
+    if (INFRASTRUCTURE.includes(short)) continue;
+    const exported = await importPackage<Record<string, unknown>>(short, from);
+    for (const method of methodsOf(exported)) listed.push({ ...found, method });
+  }
+  return listed;
 }
 
 /** True for methods that {@link attach} takes. */

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { ensure, type MatforgeError, parseConfig, ready, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { type RunContext, type RunEvent, RunRecord } from './context.ts';
-import { installedPackages, loadMethod } from './packages.ts';
+import { findPackage, installedPackages, loadMethod } from './packages.ts';
 import type { Part, Stage } from './stage.ts';
 import { emptyState, type State } from './state.ts';
 import { Interrupted } from './training.ts';
@@ -75,10 +75,8 @@ export async function validate(
     for (const use of definition.methods?.(options as never) ?? []) {
       const where = at(index, use.path);
       try {
-        if (['qfx', 'hls', 'seal'].includes(use.name)) {
-          const found = installedPackages(from).some(({ name }) => name === `@matforge/${use.name}`);
-          ensure(found, `@matforge/${use.name}`, () => `is not installed. Install it: npm i @matforge/${use.name}`);
-        } else {
+        findPackage(use.name, from);
+        if (use.options) {
           const { config, info } = await loadMethod(use.name, from);
           parseConfig(info.id, config as never, use.options);
         }

@@ -26,9 +26,10 @@ export interface StageDefinition<S extends ConfigSchema> {
 /** A method package that a stage asks for. */
 export interface MethodUse {
   readonly name: string;
-  readonly options: Record<string, unknown>;
-  /** Where the options stand, below the stage. */
-  readonly path: readonly (string | number)[];
+  /** Options for the package's method; absent where the stage uses the package's functions. */
+  readonly options?: Record<string, unknown>;
+  /** Where the options stand, below the stage. Default the stage itself. */
+  readonly path?: readonly (string | number)[];
 }
 
 /** A stage with its options. */

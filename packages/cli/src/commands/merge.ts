@@ -2,7 +2,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type AnyLinearMethod, load, mergeAndUnload, ready, refuse } from '@matforge/core';
 import { savePretrained } from '@matforge/models';
-import { importPackage, installedPackages, isLinear, loadModel, methodsOf, saveModel } from '@matforge/pipeline';
+import { installedMethods, isLinear, loadModel, saveModel } from '@matforge/pipeline';
 import { EXIT, type Session } from '../program.ts';
 
 /** `matforge merge <model> <adapter> <to>` */
@@ -29,12 +29,7 @@ export async function mergeAdapter(
 }
 
 async function installedLinear(from: string): Promise<AnyLinearMethod[]> {
-  const methods: AnyLinearMethod[] = [];
-  for (const { name } of installedPackages(from)) {
-    const short = name.slice('@matforge/'.length);
-    if (['core', 'engine', 'engine-native', 'testkit', 'pipeline'].includes(short)) continue;
-    methods.push(...methodsOf(await importPackage<Record<string, unknown>>(short, from)).filter(isLinear));
-  }
+  const methods = (await installedMethods(from)).map(({ method }) => method).filter(isLinear);
   if (methods.length === 0)
     refuse('methods', 'no method packages are installed; install the one of the adapter, e.g. npm i @matforge/lora');
   return methods;

@@ -1,26 +1,13 @@
 import { didYouMean, refuse } from '@matforge/core';
-import { type InstalledMethod, importPackage, installedPackages, methodsOf } from '@matforge/pipeline';
+import { installedMethods } from '@matforge/pipeline';
 import { z } from 'zod';
 import { EXIT, type Session } from '../program.ts';
 
-interface Listed {
-  readonly package: string;
-  readonly version: string;
-  readonly method: InstalledMethod;
-}
-
 /** `matforge methods [method]` */
 export async function listMethods({ output, from }: Session, wanted: string | undefined): Promise<number> {
-  const listed: Listed[] = [];
-  for (const { name, version } of installedPackages(from)) {
-    const short = name.slice('@matforge/'.length);
-    if (['core', 'engine', 'engine-native', 'models', 'datasets', 'pipeline', 'testkit'].includes(short)) continue;
-    for (const method of methodsOf(await importPackage<Record<string, unknown>>(short, from))) {
-      listed.push({ package: name, version, method });
-    }
-  }
+  const listed = await installedMethods(from);
   if (wanted === undefined) {
-    const rows = listed.map(({ package: name, version, method: { info } }) => ({
+    const rows = listed.map(({ name, version, method: { info } }) => ({
       method: info.id,
       kind: info.kind,
       family: info.family,
@@ -45,9 +32,9 @@ export async function listMethods({ output, from }: Session, wanted: string | un
     );
   }
   const schema = z.toJSONSchema(found.method.config as unknown as z.ZodType, { unrepresentable: 'any', io: 'input' });
-  output.result({ ...found.method.info, package: found.package, options: schema }, () => {
+  output.result({ ...found.method.info, package: found.name, options: schema }, () => {
     const { info } = found.method;
-    output.heading(`${info.title} (${found.package})`);
+    output.heading(`${info.title} (${found.name})`);
     output.line(`${info.paper.title}${info.paper.arxiv ? `, arXiv ${info.paper.arxiv}` : ''}, ${info.paper.year}`);
     output.line();
     const properties = (schema.properties ?? {}) as Record<

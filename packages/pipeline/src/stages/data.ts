@@ -1,4 +1,4 @@
-import { option, refuse } from '@matforge/core';
+import { option, readTextFile, refuse } from '@matforge/core';
 import * as datasets from '@matforge/datasets';
 import { createTokenizer, trainTokenizer } from '@matforge/models';
 import { z } from 'zod';
@@ -83,6 +83,5 @@ async function readText(dataset: keyof typeof TEXTS | undefined, file: string | 
   if (dataset && file) refuse('text', 'give either "dataset" or "file", not both');
   if (dataset) return TEXTS[dataset]();
   if (!file) return refuse('text', 'needs "dataset" or "file"');
-  const { readTextFile } = await import('@matforge/core');
   return readTextFile(file);
 }

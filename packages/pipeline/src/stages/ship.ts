@@ -1,5 +1,6 @@
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { linalg, mergeAndUnload, option, refuse, sitesOf, toMatrix } from '@matforge/core';
+import { linalg, mergeAndUnload, option, refuse, sitesOf, toMatrix, writeFileAtomic } from '@matforge/core';
 import type * as Hls from '@matforge/hls';
 import type * as Qfx from '@matforge/qfx';
 import * as tf from '@tensorflow/tfjs';
@@ -70,7 +71,6 @@ export const plot = defineStage({
   about: 'draws loss curves and kernel spectra as SVG',
   options: z.object({}),
   async run(state, _, context) {
-    const { writeFileAtomic } = await import('@matforge/core');
     const curves = (context.reported.curves ?? {}) as Record<string, number[]>;
     if (Object.keys(curves).length > 0) {
       const svg = lineChart({ title: 'Training loss', x: 'training', y: 'loss', logY: true, series: curves });
@@ -111,7 +111,7 @@ export const quantize = defineStage({
     options: z.record(z.string(), z.unknown()).default({}),
     ...trainingOptions,
   }),
-  methods: () => [{ name: 'qfx', options: {}, path: [] }],
+  methods: () => [{ name: 'qfx' }],
   async run(state, options, context) {
     const data = dataOf(state, options.data);
     const qfx = await importPackage<typeof Qfx>('qfx', context.from);
@@ -140,7 +140,6 @@ export const quantize = defineStage({
     quantized.freezePositions();
     const { metric, value } = await score(quantized, data, context.signal);
     const graph = qfx.freeze(quantized, { name: context.name.replace(/\W/g, '_'), head: 'none' });
-    const { writeFileAtomic } = await import('@matforge/core');
     await writeFileAtomic(join(context.checkpoint, 'graph.json'), JSON.stringify(graph), { overwrite: true });
     await context.report('quantization', {
       bits: options.bits,
@@ -180,7 +179,7 @@ export const emit = defineStage({
     /** Options of `writeProject` of @matforge/hls. */
     options: z.record(z.string(), z.unknown()).default({}),
   }),
-  methods: () => [{ name: 'hls', options: {}, path: [] }],
+  methods: () => [{ name: 'hls' }],
   async run(state, { data: name, samples, as, options }, context) {
     const data = dataOf(state, name);
     const graph = state.graph as Qfx.QfxGraph;
@@ -191,7 +190,6 @@ export const emit = defineStage({
     const { xs, ys } = await data.test.take(Math.min(samples, data.test.size)).toTensors();
     try {
       const directory = join(context.directory, as);
-      const { rm } = await import('node:fs/promises');
       await rm(directory, { recursive: true, force: true });
       await hls.writeProject(directory, graph, { samples: { values: xs as tf.Tensor }, ...options });
       const simulation = qfx.simulate(graph, xs as tf.Tensor);

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { attach, didYouMean, hash, load, refuse, save, type Targets } from '@matforge/core';
+import { attach, didYouMean, hash, load, refuse, save, type Targets, writeFileAtomic } from '@matforge/core';
 import { generate } from '@matforge/models';
 import type * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
@@ -195,7 +195,6 @@ async function runArm(
     if (outcome) await storeCurve(context, name, outcome.losses);
     if (name === options.keep)
       await save(model, adapterDirectory(context, options.name), { name: adapter, overwrite: true });
-    const { writeFileAtomic } = await import('@matforge/core');
     await writeFileAtomic(join(context.checkpoint, `${key}.json`), JSON.stringify(row), { overwrite: true });
     return row;
   } finally {

@@ -31,7 +31,7 @@ export const watermark = defineStage({
     rank: option.rank().default(8),
     ...trainingOptions,
   }),
-  methods: ({ secret, rank }) => [{ name: 'seal', options: { secret, rank }, path: [] }],
+  methods: ({ secret, rank }) => [{ name: 'seal', options: { secret, rank } }],
   async run(state, options, context) {
     const model = modelOf(state);
     const data = dataOf(state, options.data);
@@ -90,7 +90,7 @@ export const verify = defineStage({
     /** Seed of the forger. */
     forger: option.seed().default(666),
   }),
-  methods: () => [{ name: 'seal', options: {}, path: [] }],
+  methods: () => [{ name: 'seal' }],
   async run(state, { data: name, forger }, context) {
     const model = modelOf(state);
     const data = dataOf(state, name);
