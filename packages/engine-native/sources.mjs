@@ -7,52 +7,20 @@ import { fileURLToPath } from 'node:url';
 /** Kernel files that are compiled natively; products come from gemm.c. */
 const KERNELS = ['conv.c', 'rows.c', 'elementwise.c'];
 
-/**
- * How a kernel's work is cut between threads: its parameters as they have to be, and a letter for each. N rows to share,
- * u and i factors of a row's length, q rows that stay together; a pointer moves with the rows by R u·i floats, S i floats,
- * T the bytes in the next argument; G geometry whose images are shared, I, O and P pointers that move by an image of
- * input, of output, of output with the input's channels, W a work area that each thread needs for itself; - stays.
- */
-const SPLIT = {
-  mf_unary: ['op n x y', '-NRR'],
-  mf_unary_back: ['op n x dy dx', '-NRRR'],
-  mf_binary: ['op n a b y', '-NRRR'],
-  mf_binary_row: ['op rows n a b y', '-NuR-R'],
-  mf_bias_act: ['rows n c bias act slopes alpha', 'NuR----'],
-  mf_adam: [
-    'n w g m v w_out m_out v_out rate beta1 beta2 rest1 rest2 eps correct1 correct2 decay',
-    'NRRRRRRR---------',
-  ],
-  mf_sgd: ['n w g u w_out u_out rate momentum nesterov decay', 'NRRRRR----'],
-  mf_softmax: ['rows n x y', 'NuRR'],
-  mf_causal_softmax: ['rows queries n scale x y', 'Nqu-RR'],
-  mf_softmax_back: ['rows n scale y dy dx', 'Nu-RRR'],
-  mf_log_softmax: ['rows n x y', 'NuRR'],
-  mf_log_softmax_back: ['rows n y dy dx', 'NuRRR'],
-  mf_cross_entropy_back: ['rows n x labels lse dloss dx', 'NuRSSSR'],
-  mf_layer_norm: ['rows n x gamma beta eps y mean rstd', 'NuR---RSS'],
-  mf_sum: ['outer n inner x y scale', 'NuiRS-'],
-  mf_copy_rows: ['rows bytes from from_step to to_step', 'N-T-T-'],
-  mf_conv: ['g x w y work', 'GI-OW'],
-  mf_conv_back_input: ['g dy w dx work', 'GO-IW'],
-  mf_depthwise: ['g x w y', 'GI-O'],
-  mf_depthwise_back_input: ['g dy w dx', 'GO-I'],
-  mf_max_pool: ['g x y', 'GIP'],
-  mf_max_pool_back: ['g x dy dx', 'GIPI'],
-  mf_avg_pool: ['g x y', 'GIP'],
-  mf_avg_pool_back: ['g dy dx', 'GPI'],
-};
+/** An exported function: how its work is shared, result, name, parameters. */
+const EXPORTED = /^(?:SHARE\("([^"]*)"\)\s+)?EXPORT (\w+) (mf_\w+)\(([^)]*)\)/gm;
 
 /** What addon.c knows of the geometry. */
 const GEOMETRY = /typedef struct \{\s*int batch, in_h, in_w, channels, out_h, out_w, filters, [^;]+;\s*\} Geometry;/;
 
-function splitOf(name, parameters) {
-  const [expected, letters] = SPLIT[name] ?? [];
-  if (letters === undefined) return '0';
-  if (expected === parameters.join(' ')) return `"${letters}"`;
-  throw new Error(
-    `sources.mjs: ${name}(${parameters.join(', ')}) is not what SPLIT says: (${expected}). Look at its work again.`,
-  );
+/** How threads share a kernel's work, as common.h explains; null for what one thread does here (A: sums over pieces). */
+function shareOf(name, letters, parameters) {
+  if (letters !== undefined && letters.length !== parameters.length) {
+    throw new Error(
+      `sources.mjs: SHARE("${letters}") of ${name} has not a letter for each of ${parameters.join(', ')}.`,
+    );
+  }
+  return letters === undefined || letters.includes('A') ? '0' : `"${letters}"`;
 }
 
 export function gatherSources() {
@@ -68,8 +36,8 @@ export function gatherSources() {
   ];
   if (!text.some((source) => GEOMETRY.test(source)))
     throw new Error('sources.mjs: the geometry of convolutions has changed.');
-  const found = text.flatMap((source) => [...source.matchAll(/^EXPORT (\w+) (mf_\w+)\(([^)]*)\)/gm)]);
-  const thunks = found.map(([, result, name, list]) => {
+  const found = text.flatMap((source) => [...source.matchAll(EXPORTED)]);
+  const thunks = found.map(([, letters, result, name, list]) => {
     const types = list.trim() === 'void' ? [] : list.split(',').map((argument) => argument.trim());
     const parameters = types.map((type) => type.match(/\w+$/)[0]);
     const values = types.map((type, i) =>
@@ -82,7 +50,7 @@ export function gatherSources() {
       name,
       declaration: `extern ${result} ${name}(${declared});`,
       body: `static double call_${name}(const double *v, char *heap) {\n  (void)v, (void)heap;\n  ${result === 'void' ? `${call};\n  return 0` : `return ${call}`};\n}`,
-      row: `  {"${name}", ${types.length}, call_${name}, ${splitOf(name, parameters)}},`,
+      row: `  {"${name}", ${types.length}, call_${name}, ${shareOf(name, letters, parameters)}},`,
     };
   });
   writeFileSync(

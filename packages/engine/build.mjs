@@ -82,15 +82,32 @@ export function source({ name }, bytes) {
   return `// Written by build.mjs from c/*.c. Do not edit.\nexport const base64: string =\n  '${bytes.toString('base64')}';\n`;
 }
 
+/** The generated table of how threads share the work of each kernel. */
+export function shares() {
+  const found = KERNELS.flatMap((name) => [
+    ...readFileSync(join(here, 'c', name), 'utf8').matchAll(/^SHARE\("([^"]*)"\)\s+EXPORT \w+ (mf_\w+)\(([^)]*)\)/gm),
+  ]);
+  const rows = found.map(([, letters, name, parameters]) => {
+    if (parameters.split(',').length === letters.length) return `  ${name}: '${letters}',\n`;
+    throw new Error(`${name}: SHARE("${letters}") has not a letter for each of (${parameters}).`);
+  });
+  return `// Written by build.mjs from c/*.c. Do not edit.\nexport const SHARES: Record<string, string> = {\n${rows.join('')}};\n`;
+}
+
+function write(name, text, what) {
+  const file = join(here, 'src', name);
+  if (!process.argv.includes('--check')) writeFileSync(file, text);
+  else if (readFileSync(file, 'utf8') !== text) {
+    console.error(`${name}: the committed ${what} is not what the sources give.`);
+    process.exitCode = 1;
+  }
+}
+
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  write('shares.ts', shares(), 'table');
   for (const module of MODULES) {
-    const file = join(here, 'src', `${module.name}.wasm.ts`);
     const text = source(module, compile(module));
-    if (!process.argv.includes('--check')) writeFileSync(file, text);
-    else if (readFileSync(file, 'utf8') !== text) {
-      console.error(`${module.name}: the committed module is not what its sources compile to.`);
-      process.exitCode = 1;
-    }
+    write(`${module.name}.wasm.ts`, text, 'module');
     console.log(`${module.name}: ${Math.round((text.length * 3) / 4 / 1024)} KiB`);
   }
 }

@@ -13,7 +13,7 @@ typedef struct {
   const char *name;
   int arguments;
   double (*call)(const double *, char *);
-  const char *split;  // a letter for each argument (see sources.mjs), null for what one thread does
+  const char *split;  // a letter for each argument (SHARE in common.h), null for what one thread does
 } Entry;
 
 // Stand in for addresses that are not on the heap but the thread's own.

@@ -6,6 +6,12 @@
 #include <wasm_simd128.h>
 
 #define EXPORT __attribute__((visibility("default")))
+// How threads share the work of the exported function that follows: a letter for each parameter. N rows to share, u and i
+// factors of a row's length, q rows that stay together; a pointer moves with the rows by R u·i floats, S i floats, T the
+// bytes in the next argument; G a geometry whose images are shared, I, O and P pointers that move by an image of input, of
+// output, of output with the input's channels, A one that has a result for each piece, which are added up in order at the
+// end, W a work area that each thread needs for itself; - stays. Read by build.mjs and by the sources of the native addon.
+#define SHARE(letters)
 #define INLINE static inline __attribute__((always_inline))
 
 typedef v128_t f4;

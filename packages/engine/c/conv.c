@@ -102,6 +102,7 @@ EXPORT double mf_conv_work(const Geometry *g) {
   return (double)(pointwise(g) ? 0 : chunk(g)) * depth(g) * sizeof(float) + SGEMM_WORK * sizeof(float) + 64;
 }
 
+SHARE("GI-OW")
 EXPORT void mf_conv(const Geometry *g, const float *x, const float *w, float *y, float *work) {
   int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
   if (pointwise(g)) {
@@ -116,6 +117,7 @@ EXPORT void mf_conv(const Geometry *g, const float *x, const float *w, float *y,
   }
 }
 
+SHARE("GIOAW")
 EXPORT void mf_conv_back_filter(const Geometry *g, const float *x, const float *dy, float *dw, float *work) {
   int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
   if (pointwise(g)) {
@@ -131,6 +133,7 @@ EXPORT void mf_conv_back_filter(const Geometry *g, const float *x, const float *
   }
 }
 
+SHARE("GO-IW")
 EXPORT void mf_conv_back_input(const Geometry *g, const float *dy, const float *w, float *dx, float *work) {
   int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
   if (pointwise(g)) {
@@ -168,6 +171,7 @@ EXPORT void mf_conv_back_input(const Geometry *g, const float *dy, const float *
       }
 
 // Here `filters` is the number of output channels: channels times the multiplier.
+SHARE("GI-O")
 EXPORT void mf_depthwise(const Geometry *g, const float *x, const float *w, float *y) {
   int c = g->channels, n = g->filters, m = c ? n / c : 0;
   zero(y, (size_t)pixels(g) * n);
@@ -183,6 +187,7 @@ EXPORT void mf_depthwise(const Geometry *g, const float *x, const float *w, floa
   })
 }
 
+SHARE("GO-I")
 EXPORT void mf_depthwise_back_input(const Geometry *g, const float *dy, const float *w, float *dx) {
   int c = g->channels, n = g->filters, m = c ? n / c : 0;
   zero(dx, (size_t)g->batch * g->in_h * g->in_w * c);
@@ -198,6 +203,7 @@ EXPORT void mf_depthwise_back_input(const Geometry *g, const float *dy, const fl
   })
 }
 
+SHARE("GIOA")
 EXPORT void mf_depthwise_back_filter(const Geometry *g, const float *x, const float *dy, float *dw) {
   int c = g->channels, n = g->filters, m = c ? n / c : 0;
   zero(dw, (size_t)g->kernel_h * g->kernel_w * n);
@@ -275,7 +281,9 @@ static void max_pool(const Geometry *g, const float *x, float *y, const float *d
       }
 }
 
+SHARE("GIP")
 EXPORT void mf_max_pool(const Geometry *g, const float *x, float *y) { max_pool(g, x, y, 0, 0); }
+SHARE("GIPI")
 EXPORT void mf_max_pool_back(const Geometry *g, const float *x, const float *dy, float *dx) {
   zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
   max_pool(g, x, 0, dy, dx);
@@ -314,7 +322,9 @@ static void avg_pool(const Geometry *g, const float *x, float *y, const float *d
       }
 }
 
+SHARE("GIP")
 EXPORT void mf_avg_pool(const Geometry *g, const float *x, float *y) { avg_pool(g, x, y, 0, 0); }
+SHARE("GPI")
 EXPORT void mf_avg_pool_back(const Geometry *g, const float *dy, float *dx) {
   zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
   avg_pool(g, 0, 0, dy, dx);

@@ -58,6 +58,7 @@ INLINE f4 step(f4 x) {
   return select(x, wasm_v128_and(splat(1.0f), wasm_f32x4_gt(x, splat(0.0f))), wasm_f32x4_ne(x, x));
 }
 
+SHARE("-NRR")
 EXPORT void mf_unary(int op, int n, const float *x, float *y) {
   switch (op) {
     case EXP: MAP1(n, x, y, exp4); break;
@@ -89,6 +90,7 @@ EXPORT void mf_unary(int op, int n, const float *x, float *y) {
     if (i < n) store_part(dx + i, mul(load_part(dy + i, n - i), SLOPE(load_part(x + i, n - i))), n - i); \
     break;                                                                                      \
   }
+SHARE("-NRRR")
 EXPORT void mf_unary_back(int op, int n, const float *x, const float *dy, float *dx) {
   switch (op) {
     case GELU_ERF: BACK(gelu_erf_slope)
@@ -124,9 +126,11 @@ enum { ADD, SUB, MUL, DIV };
 #define NUMBER(i) number
 
 // y = a op b, element by element.
+SHARE("-NRRR")
 EXPORT void mf_binary(int op, int n, const float *a, const float *b, float *y) { SWITCH2(OTHER, OTHER_PART) }
 
 // y[rows, n] = a[rows, n] op b[n].
+SHARE("-NuR-R")
 EXPORT void mf_binary_row(int op, int rows, int n, const float *a, const float *b, float *y) {
   if (n == 1) {
     f4 number = load_splat(b);
@@ -138,6 +142,7 @@ EXPORT void mf_binary_row(int op, int rows, int n, const float *a, const float *
 }
 
 // c[rows, n] += bias[n] (where there is one), then the activation; slopes[n] are PReLU's.
+SHARE("NuR----")
 EXPORT void mf_bias_act(int rows, int n, float *c, const float *bias, int act, const float *slopes, float alpha) {
   if (bias)
     for (int i = 0; i < rows; i++) {
@@ -168,6 +173,7 @@ EXPORT void mf_bias_act(int rows, int n, float *c, const float *bias, int act, c
 
 // Adam (Kingma and Ba 2015, algorithm 1). Differences from 1 come ready made, since they lose digits in single precision:
 // rest = 1-β, correct = 1-β^t. decay is AdamW's, times the rate.
+SHARE("NRRRRRRR---------")
 EXPORT void mf_adam(int n, const float *w, const float *g, const float *m, const float *v, float *w_out, float *m_out,
                     float *v_out, float rate, float beta1, float beta2, float rest1, float rest2, float eps, float correct1,
                     float correct2, float decay) {
@@ -188,6 +194,7 @@ EXPORT void mf_adam(int n, const float *w, const float *g, const float *m, const
 }
 
 // SGD with momentum μ (0: none, `u` unused): u = μu + g; w -= rate·(nesterov ? g + μu : u).
+SHARE("NRRRRR----")
 EXPORT void mf_sgd(int n, const float *w, const float *g, const float *u, float *w_out, float *u_out, float rate,
                    float momentum, int nesterov, float decay) {
   float keep = 1 - decay;

@@ -68,12 +68,14 @@ static void scale_row(float *y, float factor, int n) {
   for (; i < n; i++) y[i] *= factor;
 }
 
+SHARE("NuRR")
 EXPORT void mf_softmax(int rows, int n, const float *x, float *y) {
   for (int r = 0; r < rows; r++, x += n, y += n) scale_row(y, 1 / exp_row(x, row_max(x, n), y, n), n);
 }
 
 // Softmax of scale·x over the keys up to the query's own place: rows come as [..., queries, n], row q of each block sees
 // the first n - queries + q + 1 keys.
+SHARE("Nqu-RR")
 EXPORT void mf_causal_softmax(int rows, int queries, int n, float scale, const float *x, float *y) {
   for (int r = 0; r < rows; r++, x += n, y += n) {
     int seen = n - queries + r % queries + 1;
@@ -84,6 +86,7 @@ EXPORT void mf_causal_softmax(int rows, int queries, int n, float scale, const f
 }
 
 // dx = scale · y · (dy - Σ y·dy)
+SHARE("Nu-RRR")
 EXPORT void mf_softmax_back(int rows, int n, float scale, const float *y, const float *dy, float *dx) {
   for (int r = 0; r < rows; r++, y += n, dy += n, dx += n) {
     float dot = row_dot(y, dy, n);
@@ -94,6 +97,7 @@ EXPORT void mf_softmax_back(int rows, int n, float scale, const float *y, const 
   }
 }
 
+SHARE("NuRR")
 EXPORT void mf_log_softmax(int rows, int n, const float *x, float *y) {
   for (int r = 0; r < rows; r++, x += n, y += n) {
     float top = row_max(x, n), shift = top + log1(exp_row(x, top, y, n));
@@ -102,6 +106,7 @@ EXPORT void mf_log_softmax(int rows, int n, const float *x, float *y) {
 }
 
 // dx = dy - exp(y) · Σ dy
+SHARE("NuRRR")
 EXPORT void mf_log_softmax_back(int rows, int n, const float *y, const float *dy, float *dx) {
   for (int r = 0; r < rows; r++, y += n, dy += n, dx += n) {
     f4 s = splat(row_sum(dy, n));
@@ -120,6 +125,7 @@ EXPORT void mf_cross_entropy(int rows, int n, const float *x, const int *labels,
     loss[r] = labels[r] >= 0 && labels[r] < n ? lse[r] - x[labels[r]] : 0;
   }
 }
+SHARE("NuRSSSR")
 EXPORT void mf_cross_entropy_back(int rows, int n, const float *x, const int *labels, const float *lse, const float *dloss,
                                   float *dx) {
   for (int r = 0; r < rows; r++, x += n, dx += n) {
@@ -134,6 +140,7 @@ EXPORT void mf_cross_entropy_back(int rows, int n, const float *x, const int *la
 }
 
 // Layer norm over rows of n: y = γ·(x - mean)·rstd + β. mean and rstd stay for the gradient.
+SHARE("NuR---RSS")
 EXPORT void mf_layer_norm(int rows, int n, const float *x, const float *gamma, const float *beta, float eps, float *y,
                           float *mean, float *rstd) {
   for (int r = 0; r < rows; r++, x += n, y += n) {
@@ -156,6 +163,7 @@ EXPORT void mf_layer_norm(int rows, int n, const float *x, const float *gamma, c
   }
 }
 // dx = rstd·(γ·dy - mean(γ·dy) - x̂·mean(γ·dy·x̂)), dγ = Σ dy·x̂, dβ = Σ dy
+SHARE("NuR-RSSRAA")
 EXPORT void mf_layer_norm_back(int rows, int n, const float *x, const float *gamma, const float *dy, const float *mean,
                                const float *rstd, float *dx, float *dgamma, float *dbeta) {
   zero(dgamma, n);
@@ -194,6 +202,7 @@ EXPORT void mf_layer_norm_back(int rows, int n, const float *x, const float *gam
 // ---------------------------------------------------------------------------------------------------------- reduce
 
 // x[outer, n, inner] summed over n, times scale.
+SHARE("NuiRS-")
 EXPORT void mf_sum(int outer, int n, int inner, const float *x, float *y, float scale) {
   if (inner == 1) {
     for (int o = 0; o < outer; o++, x += n) y[o] = (float)(row_sum(x, n) * scale);
@@ -266,6 +275,7 @@ EXPORT void mf_segment_sum(int count, int segments, int row, const float *x, con
 }
 
 // `rows` pieces of `bytes` from one regular place to another.
+SHARE("N-T-T-")
 EXPORT void mf_copy_rows(int rows, int bytes, const uint8_t *from, int from_step, uint8_t *to, int to_step) {
   for (int i = 0; i < rows; i++, from += from_step, to += to_step) __builtin_memcpy(to, from, bytes);
 }

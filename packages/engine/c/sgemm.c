@@ -211,18 +211,8 @@ static void few_rows(int ta, int tb, int m, int n, int k, const float *a, int ld
   }
 }
 
-void sgemm(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
-           int accumulate, float *work) {
-  if (m == 0 || n == 0) return;
-  if (k == 0) {
-    if (!accumulate)
-      for (int i = 0; i < m; i++) zero(c + (size_t)i * ldc, n);
-    return;
-  }
-  if (m <= 3) {
-    few_rows(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
-    return;
-  }
+static void blocked(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
+                    int accumulate, float *work) {
   float *packed_a = work, *packed_b = work + (SGEMM_MC + 8) * SGEMM_KC;
   for (int j = 0; j < n; j += SGEMM_NC) {
     int nc = n - j < SGEMM_NC ? n - j : SGEMM_NC;
@@ -238,6 +228,19 @@ void sgemm(int ta, int tb, int m, int n, int k, const float *a, int lda, const f
   }
 }
 
+void sgemm(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
+           int accumulate, float *work) {
+  if (m == 0 || n == 0) return;
+  if (k == 0) {
+    if (!accumulate)
+      for (int i = 0; i < m; i++) zero(c + (size_t)i * ldc, n);
+  } else if (m <= 3) {
+    few_rows(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  } else {
+    blocked(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate, work);
+  }
+}
+
 EXPORT int mf_sgemm_work(void) { return SGEMM_WORK * sizeof(float); }
 
 // `batch` products at fixed distances (0 repeats one operand).
@@ -246,4 +249,10 @@ EXPORT void mf_sgemm(int batch, int ta, int tb, int m, int n, int k, const float
   for (int i = 0; i < batch; i++)
     sgemm(ta, tb, m, n, k, a + (size_t)i * a_step, ta ? m : k, b + (size_t)i * b_step, tb ? k : n,
           c + (size_t)i * m * n, n, accumulate, work);
+}
+
+// A rectangle of one product, as a thread computes it: each number of C is summed in the same order whatever the rectangle.
+EXPORT void mf_sgemm_part(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
+                          int accumulate, float *work) {
+  blocked(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate, work);
 }
