@@ -1,8 +1,6 @@
 /// <reference types="jest" />
-import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { ready } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
+import { openPlace, type Place } from './place.ts';
 
 /** A tensor of a golden file: flat data in row-major order. */
 export interface GoldenTensor {
@@ -54,21 +52,24 @@ export interface GoldenInputs {
 export type GoldenKind = (inputs: GoldenInputs, config: any, test: GoldenCase) => unknown;
 
 /**
- * Declares one jest test per golden case of a method, and one that every kind in the file is covered.
+ * Declares one jest test per golden case of a method, and one that every kind is covered.
  *
- * The cases come from `test/golden.json` beside the test, or from `$MATFORGE_GOLDEN_DIR/<method>.json` when that is set.
- *
- * @param directory the test's own directory (`__dirname`).
+ * @param source what the cases were read from, for messages.
+ * @param where the backend to run on. Default `wasm`.
  */
-export function testGolden(method: string, directory: string, kinds: Record<string, GoldenKind>): void {
-  const { cases, path } = readGolden(method, directory);
+export function testGoldenCases(
+  method: string,
+  cases: readonly GoldenCase[],
+  kinds: Record<string, GoldenKind>,
+  source: string,
+  where: Place = {},
+): void {
+  const place = openPlace(where);
   describe(`golden cases of ${method}`, () => {
-    beforeAll(async () => {
-      await ready();
-    });
+    beforeAll(place.enter);
     test('every kind in the file is covered', () => {
       const missing = [...new Set(cases.map(({ kind }) => kind))].filter((kind) => !kinds[kind]);
-      expect({ path, missing }).toEqual({ path, missing: [] });
+      expect({ source, missing }).toEqual({ source, missing: [] });
       expect(cases.length).toBeGreaterThan(0);
     });
     for (const golden of cases) {
@@ -76,14 +77,6 @@ export function testGolden(method: string, directory: string, kinds: Record<stri
       if (run) test(`${golden.kind}: ${golden.name}`, () => checkCase(golden, run));
     }
   });
-}
-
-/** The cases of a method, from the package or from `MATFORGE_GOLDEN_DIR`. */
-export function readGolden(method: string, directory: string): { cases: GoldenCase[]; path: string } {
-  const elsewhere = process.env.MATFORGE_GOLDEN_DIR;
-  const path = elsewhere ? join(elsewhere, `${method}.json`) : join(directory, 'golden.json');
-  if (!existsSync(path)) throw new Error(`${path} does not exist; golden cases of ${method} belong there`);
-  return { cases: JSON.parse(readFileSync(path, 'utf8')).cases, path };
 }
 
 /** Runs one case and compares every expected field; throws a jest assertion that lists what is off. */
@@ -94,7 +87,7 @@ export async function checkCase(golden: GoldenCase, run: GoldenKind): Promise<vo
   const failures: string[] = [];
   for (const [field, expected] of Object.entries(golden.expected)) {
     if (!(field in result)) failures.push(`${field}: not computed`);
-    else compare(field, result[field], expected, golden.tolerance, failures);
+    else await compare(field, result[field], expected, golden.tolerance, failures);
   }
   disposeAll(result);
   tf.dispose(opened);
@@ -131,13 +124,13 @@ function isGoldenTensor(value: GoldenValue | undefined): value is GoldenTensor {
   return typeof value === 'object' && value !== null && 'data' in value && 'shape' in value;
 }
 
-function compare(
+async function compare(
   field: string,
   got: unknown,
   expected: GoldenValue,
   tolerance: GoldenCase['tolerance'],
   failures: string[],
-): void {
+): Promise<void> {
   if (got instanceof tf.Tensor) {
     const shape = isGoldenTensor(expected) ? expected.shape : [];
     if (isGoldenTensor(expected) && String(got.shape) !== String(shape)) {
@@ -146,7 +139,7 @@ function compare(
     }
     compareNumbers(
       field,
-      got.dataSync(),
+      await got.data(),
       isGoldenTensor(expected) ? expected.data : [expected].flat(9),
       tolerance,
       failures,
@@ -157,10 +150,11 @@ function compare(
     const list =
       Array.isArray(got) || ArrayBuffer.isView(got) ? [...(got as ArrayLike<unknown> & Iterable<unknown>)] : [got];
     if (list.length !== expected.length) failures.push(`${field}: ${list.length} entries, expected ${expected.length}`);
-    else for (const [i, entry] of expected.entries()) compare(`${field}[${i}]`, list[i], entry, tolerance, failures);
+    else
+      for (const [i, entry] of expected.entries()) await compare(`${field}[${i}]`, list[i], entry, tolerance, failures);
   } else if (typeof expected === 'object' && expected !== null) {
     for (const [key, entry] of Object.entries(expected)) {
-      compare(`${field}.${key}`, (got as Record<string, unknown>)?.[key], entry, tolerance, failures);
+      await compare(`${field}.${key}`, (got as Record<string, unknown>)?.[key], entry, tolerance, failures);
     }
   } else if (typeof expected === 'number') {
     compareNumbers(field, [Number(got)], [expected], tolerance, failures);

@@ -1,27 +1,24 @@
 /// <reference types="jest" />
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import {
   type AnyConfiguredMethod,
   type AnyLinearMethod,
   type AttachOptions,
   attach,
   count,
+  decodeSafetensors,
   detach,
   disable,
+  encodeSafetensors,
   load,
   merge,
   predictMixed,
   random,
-  readSafetensors,
-  ready,
   save,
   setActive,
   unmerge,
-  writeSafetensors,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
+import { type OpenPlace, openPlace, type Place, taken, valuesOf } from './place.ts';
 
 /** What {@link testLinearMethod} needs to know about a method. */
 export interface LinearMethodSuite {
@@ -48,22 +45,22 @@ export interface LinearMethodSuite {
 /**
  * Declares the conformance tests of a linear method: start, gradients against finite differences, forward against dense
  * kernel, merge and unmerge, files, counts, freezing of the base, mixed batches, leaks, seeds, backends, bad input.
+ *
+ * @param where the backend to run on, and where adapters are saved. Default `wasm` and directories.
  */
-export function testLinearMethod(suite: LinearMethodSuite): void {
+export function testLinearMethod(suite: LinearMethodSuite, where: Place = {}): void {
+  const place = openPlace(where);
   const { configured, dims = [6, 8, 5], identityAtStart = true } = suite;
   const { method } = configured;
   const mergeable = Boolean(method.kernel) && (method.mergeable?.(configured.config) ?? true);
   const targets = dims.slice(1).map((_, i) => `layer${i}`);
-  const attached = async (options: AttachOptions = {}): Promise<tf.Sequential> => {
-    const model = denseModel(dims);
-    return attach(model, configured, { targets, seed: 7, ...suite.attachOptions?.(model), ...options });
-  };
+  const attachTo = (model: tf.Sequential, options: AttachOptions = {}, at = place): Promise<tf.Sequential> =>
+    at.atHome(() => attach(model, configured, { targets, seed: 7, ...suite.attachOptions?.(model), ...options }));
+  const attached = (options?: AttachOptions): Promise<tf.Sequential> => attachTo(denseModel(dims), options);
   const input = (seed = 3, shape = [4, dims[0]]): tf.Tensor => random(seed).normal(shape);
 
   describe(`conformance of ${method.info.id}`, () => {
-    beforeAll(async () => {
-      await ready();
-    });
+    beforeAll(place.enter);
 
     let before: number;
     beforeEach(() => {
@@ -77,7 +74,8 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
       test('starts as the base model', async () => {
         const model = await attached();
         const x = input();
-        const [y, base] = [predict(model, x), disable(model, () => predict(model, x))];
+        const y = await predict(model, x);
+        const base = await taken(disable(model, () => model.apply(x) as tf.Tensor));
         expectClose(y, base, suite.startTolerance ?? 1e-5);
         close(model, x);
       });
@@ -88,7 +86,7 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
       perturb(model);
       const x = input();
       const upstream = input(11, [4, dims[dims.length - 1]]);
-      checkGradients(model, x, upstream);
+      await checkGradients(model, x, upstream);
       upstream.dispose();
       close(model, x);
     });
@@ -98,22 +96,21 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
         const model = await attached();
         perturb(model);
         const x = input();
-        const kernels = baseKernels(model);
-        const y = predict(model, x);
-        merge(model);
-        expectClose(predict(model, x), y, 1e-4);
+        const kernels = await baseKernels(model);
+        const y = await predict(model, x);
+        await place.atHome(() => merge(model));
+        expectClose(await predict(model, x), y, 1e-4);
         unmerge(model);
-        expect(baseKernels(model)).toEqual(kernels);
-        expect(predict(model, x)).toEqual(y);
+        expect(await baseKernels(model)).toEqual(kernels);
+        expect(await predict(model, x)).toEqual(y);
         close(model, x);
 
-        const sequences = denseModel(dims, true);
-        await attach(sequences, configured, { targets, seed: 7, ...suite.attachOptions?.(sequences) });
+        const sequences = await attachTo(denseModel(dims, true));
         perturb(sequences);
         const x3 = input(5, [2, 3, dims[0]]);
-        const y3 = predict(sequences, x3);
-        merge(sequences);
-        expectClose(predict(sequences, x3), y3, 1e-4);
+        const y3 = await predict(sequences, x3);
+        await place.atHome(() => merge(sequences));
+        expectClose(await predict(sequences, x3), y3, 1e-4);
         unmerge(sequences);
         close(sequences, x3);
       });
@@ -129,13 +126,13 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
       const model = await attached();
       perturb(model);
       const x = input();
-      const y = predict(model, x);
-      await withDirectory(async (directory) => {
-        await save(model, join(directory, 'adapter'));
-        await expect(save(model, join(directory, 'adapter'))).rejects.toThrow(/exist/);
+      const y = await predict(model, x);
+      await place.withFiles(async (target) => {
+        await save(model, target);
+        await expect(save(model, target)).rejects.toThrow(/exist/);
         const other = denseModel(dims);
-        await load(other, join(directory, 'adapter'), { methods: suite.readers ?? [method] });
-        const restored = predict(other, x);
+        await place.atHome(() => load(other, target, { methods: suite.readers ?? [method] }));
+        const restored = await predict(other, x);
         // A file that is another method's holds other factors of the same map: equal to rounding.
         if (method.peft?.convert) expectClose(restored, y, 1e-4);
         else expect(restored).toEqual(y);
@@ -146,21 +143,21 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
 
     test('damaged files are refused by key, and the model stays as it was', async () => {
       const model = await attached();
-      await withDirectory(async (directory) => {
-        const adapter = join(directory, 'adapter');
-        await save(model, adapter);
-        const file = join(adapter, 'adapter_model.safetensors');
-        const { tensors } = await readSafetensors(file);
+      await place.withFiles(async (target, files) => {
+        await save(model, target);
+        const { tensors } = decodeSafetensors((await files.read(WEIGHTS)) as Uint8Array);
         const key = Object.keys(tensors)[0];
         const reload = async (changed: Record<string, tf.Tensor>): Promise<string> => {
-          await writeSafetensors(file, changed, { overwrite: true });
+          await files.write(WEIGHTS, await encodeSafetensors(changed));
           const other = denseModel(dims);
-          const weights = other.getWeights().map((w) => Array.from(w.dataSync()));
-          const error = await load(other, adapter, { methods: suite.readers ?? [method] }).then(
-            () => '',
-            (reason: Error) => reason.message,
-          );
-          expect(other.getWeights().map((w) => Array.from(w.dataSync()))).toEqual(weights);
+          const weights = await Promise.all(other.getWeights().map(valuesOf));
+          const error = await place
+            .atHome(() => load(other, target, { methods: suite.readers ?? [method] }))
+            .then(
+              () => '',
+              (reason: Error) => reason.message,
+            );
+          expect(await Promise.all(other.getWeights().map(valuesOf))).toEqual(weights);
           other.dispose();
           return error;
         };
@@ -177,17 +174,17 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
 
     test('training moves the adapter and leaves the base as it was', async () => {
       const model = await attached();
-      const kernels = baseKernels(model);
-      const trained = model.trainableWeights.map((w) => Array.from(w.read().dataSync()));
+      const kernels = await baseKernels(model);
+      const weights = () => Promise.all(model.trainableWeights.map((weight) => valuesOf(weight.read())));
+      const start = await weights();
       model.compile({ optimizer: tf.train.adam(0.01), loss: 'meanSquaredError' });
       const x = input(1, [16, dims[0]]);
       const y = input(2, [16, dims[dims.length - 1]]);
       await model.fit(x, y, { epochs: 10, batchSize: 8, verbose: 0 });
-      if (method.trains !== 'model') expect(baseKernels(model)).toEqual(kernels);
-      const moved = model.trainableWeights.filter(
-        (w, i) => !Array.from(w.read().dataSync()).every((v, j) => v === trained[i][j]),
-      );
+      if (method.trains !== 'model') expect(await baseKernels(model)).toEqual(kernels);
+      const moved = (await weights()).filter((values, i) => values.some((value, j) => value !== start[i][j]));
       expect(moved.length).toBeGreaterThan(0);
+      expect(moved.flat().filter((value) => !Number.isFinite(value))).toEqual([]);
       y.dispose();
       model.optimizer.dispose();
       close(model, x);
@@ -205,24 +202,19 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
     test('a mixed batch equals running each row with its own adapter', async () => {
       const model = await attached({ name: 'first', seed: 1 });
       perturb(model, 21);
-      await attach(model, configured, {
-        targets,
-        ...suite.attachOptions?.(model),
-        name: 'second',
-        seed: 2,
-      });
+      await attachTo(model, { name: 'second', seed: 2 });
       perturb(model, 22);
       const x = input(9, [5, dims[0]]);
       const names = ['second', '__base__', 'first', 'second', 'first'];
-      const y = predictMixed(model, x, names) as tf.Tensor;
-      const rows = names.map((name, row) => {
+      const y = await taken(predictMixed(model, x, names) as tf.Tensor);
+      const rows: number[][] = [];
+      for (const [row, name] of names.entries()) {
         setActive(model, name === '__base__' ? [] : name);
         const one = tf.slice(x, [row, 0], [1, dims[0]]);
-        const result = predict(model, one);
+        rows.push(await predict(model, one));
         one.dispose();
-        return result;
-      });
-      expectClose(Array.from(y.dataSync()), rows.flat(), 1e-5);
+      }
+      expectClose(y, rows.flat(), 1e-5);
       expect(() => predictMixed(model, x, ['first'])).toThrow(/1 names for a batch of 5/);
       expect(() =>
         predictMixed(
@@ -231,7 +223,6 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
           names.map(() => 'absent'),
         ),
       ).toThrow(/absent/);
-      y.dispose();
       close(model, x);
     });
 
@@ -246,25 +237,25 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
 
     test('the same seed gives the same adapter', async () => {
       const [a, b] = [await attached(), await attached()];
-      expect(adapterWeights(a)).toEqual(adapterWeights(b));
+      expect(await adapterWeights(a)).toEqual(await adapterWeights(b));
       close(a);
       close(b);
     });
 
-    test('cpu and wasm agree', async () => {
-      const run = async (backend: string): Promise<number[]> => {
-        await ready(backend);
-        const model = await attached();
+    test(`agrees with ${place.reference}`, async () => {
+      const run = async (at: OpenPlace): Promise<number[]> => {
+        await at.enter();
+        const model = await attachTo(denseModel(dims), {}, at);
         perturb(model);
         const x = input();
-        const y = predict(model, x);
+        const y = await predict(model, x);
         close(model, x);
         return y;
       };
-      const wasm = await run('wasm');
-      const cpu = await run('cpu');
-      await ready();
-      expectClose(cpu, wasm, 1e-4);
+      const own = await run(place);
+      const reference = await run(openPlace({ backend: place.reference }));
+      await place.enter();
+      expectClose(own, reference, 1e-4);
     });
 
     test('refuses inputs of the wrong width with both numbers', async () => {
@@ -279,12 +270,13 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
       'refuses %s',
       async (_, options, message) => {
         const model = denseModel(dims);
-        const attempt = async (): Promise<unknown> =>
+        const attempt = place.atHome(async () =>
           attach(model, method({ ...definedOptions(configured), ...options }), {
             targets,
             ...suite.attachOptions?.(model),
-          });
-        await expect(attempt()).rejects.toThrow(message);
+          }),
+        );
+        await expect(attempt).rejects.toThrow(message);
         model.dispose();
       },
     );
@@ -295,13 +287,15 @@ export function testLinearMethod(suite: LinearMethodSuite): void {
       const broken = tf.fill(kernel.shape, Number.NaN);
       model.layers[0].setWeights([broken, ...model.layers[0].getWeights().slice(1)]);
       broken.dispose();
-      await expect(attach(model, configured, { targets, ...suite.attachOptions?.(model) })).rejects.toThrow(
-        /not finite/,
-      );
+      await expect(
+        place.atHome(() => attach(model, configured, { targets, ...suite.attachOptions?.(model) })),
+      ).rejects.toThrow(/not finite/);
       model.dispose();
     });
   });
 }
+
+const WEIGHTS = 'adapter_model.safetensors';
 
 function definedOptions({ config }: AnyConfiguredMethod): Record<string, unknown> {
   return Object.fromEntries(Object.entries(config as object).filter(([, value]) => value !== undefined));
@@ -327,8 +321,8 @@ export function denseModel(dims: readonly number[], sequence = false): tf.Sequen
   return model;
 }
 
-function predict(model: tf.LayersModel, x: tf.Tensor): number[] {
-  return tf.tidy(() => Array.from((model.apply(x) as tf.Tensor).dataSync()));
+function predict(model: tf.LayersModel, x: tf.Tensor): Promise<number[]> {
+  return taken(model.apply(x) as tf.Tensor);
 }
 
 function close(model: tf.LayersModel, ...tensors: tf.Tensor[]): void {
@@ -349,8 +343,8 @@ function adapterVariables(model: tf.LayersModel): Weight[] {
   );
 }
 
-function adapterWeights(model: tf.LayersModel): number[][] {
-  return adapterVariables(model).map((weight) => Array.from(weight.read().dataSync()));
+function adapterWeights(model: tf.LayersModel): Promise<number[][]> {
+  return Promise.all(adapterVariables(model).map((weight) => valuesOf(weight.read())));
 }
 
 /** Moves the active adapter away from its start, where many gradients vanish. */
@@ -363,15 +357,13 @@ function perturb(model: tf.LayersModel, seed = 13): void {
   }
 }
 
-function baseKernels(model: tf.LayersModel): number[][] {
-  return model.layers.map((layer) => {
-    const { kernel } = layer as unknown as { kernel: { read(): tf.Tensor } };
-    return Array.from(kernel.read().dataSync());
-  });
+function baseKernels(model: tf.LayersModel): Promise<number[][]> {
+  const kernelOf = (layer: tf.layers.Layer) => (layer as unknown as { kernel: { read(): tf.Tensor } }).kernel.read();
+  return Promise.all(model.layers.map((layer) => valuesOf(kernelOf(layer))));
 }
 
-function checkGradients(model: tf.LayersModel, x: tf.Tensor, upstream: tf.Tensor): void {
-  const loss = (): tf.Scalar => tf.sum(tf.mul(model.apply(x) as tf.Tensor, upstream)) as tf.Scalar;
+async function checkGradients(model: tf.LayersModel, x: tf.Tensor, upstream: tf.Tensor): Promise<void> {
+  const loss = (): tf.Scalar => tf.tidy(() => tf.sum(tf.mul(model.apply(x) as tf.Tensor, upstream)));
   const weights = adapterVariables(model);
   const { value, grads } = tf.variableGrads(
     loss,
@@ -381,29 +373,29 @@ function checkGradients(model: tf.LayersModel, x: tf.Tensor, upstream: tf.Tensor
   const stream = random(17);
   const step = 1e-2;
   for (const weight of weights) {
-    const gradient = Array.from(grads[weight.read().name].dataSync());
+    const gradient = await valuesOf(grads[weight.read().name]);
     const largest = gradient.reduce((max, entry) => Math.max(max, Math.abs(entry)), 0);
-    const original = weight.read().dataSync().slice() as Float32Array;
-    const at = (index: number, change: number): number => {
+    const original = await valuesOf(weight.read());
+    const at = async (index: number, change: number): Promise<number> => {
       const values = original.slice();
       values[index] += change;
       const moved = tf.tensor(values, weight.read().shape);
       weight.write(moved);
       moved.dispose();
-      return tf.tidy(() => loss().dataSync()[0]);
+      return (await taken(loss()))[0];
     };
     for (let n = 0; n < Math.min(6, original.length); n++) {
       const index = stream.integer(original.length);
       // Richardson's extrapolation: with the double step the error of second order cancels.
-      const near = (at(index, step) - at(index, -step)) / (2 * step);
-      const far = (at(index, 2 * step) - at(index, -2 * step)) / (4 * step);
+      const near = ((await at(index, step)) - (await at(index, -step))) / (2 * step);
+      const far = ((await at(index, 2 * step)) - (await at(index, -2 * step))) / (4 * step);
       const numeric = (4 * near - far) / 3;
       const off = Math.abs(gradient[index] - numeric);
       if (!(off <= 2e-3 + 5e-3 * largest)) {
         throw new Error(`${weight.originalName}[${index}]: gradient ${gradient[index]}, finite difference ${numeric}`);
       }
     }
-    at(0, 0);
+    await at(0, 0);
   }
   tf.dispose(grads);
 }
@@ -413,13 +405,4 @@ function expectClose(got: readonly number[], expected: readonly number[], tolera
   const scale = expected.reduce((max, value) => Math.max(max, Math.abs(value)), 1e-3);
   const worst = got.reduce((max, value, i) => Math.max(max, Math.abs(value - expected[i])), 0);
   expect(worst / scale).toBeLessThan(tolerance);
-}
-
-async function withDirectory(body: (directory: string) => Promise<void>): Promise<void> {
-  const directory = await mkdtemp(join(tmpdir(), 'matforge-'));
-  try {
-    await body(directory);
-  } finally {
-    await rm(directory, { recursive: true, force: true });
-  }
 }

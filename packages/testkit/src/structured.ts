@@ -5,7 +5,6 @@ import {
   perGroup,
   projectionError,
   random,
-  ready,
   type StructuredKernel,
   type StructuredLayerClass,
   type StructuredMethod,
@@ -14,6 +13,7 @@ import {
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
+import { openPlace, type Place, scoped, taken, valuesOf } from './place.ts';
 
 /** One size of kernel with the options that suit it. */
 export interface StructuredCase {
@@ -48,24 +48,30 @@ export interface StructuredSuite {
  * Declares the conformance tests of a structured method: those of {@link testLinearMethod}, then its kernels alone
  * (product against dense form, transpose, gradients, counts, budget, projection, state), its starts and learning rates over
  * widths, and its layer (dense round trip, stored models, training).
+ *
+ * @param where the backend to run on, and where adapters are saved. Default `wasm` and directories.
  */
-export function testStructured(suite: StructuredSuite): void {
+export function testStructured(suite: StructuredSuite, where: Place = {}): void {
+  const place = openPlace(where);
   const { method, Layer, options, cases, recovers = 1e-4 } = suite;
   const family = structuredFamily(method);
   const exactAt = ({ options: given }: StructuredCase) =>
     method.structure.exact?.(method(given as never).config) ?? true;
 
-  testLinearMethod({
-    configured: method({ ...options, init: 'official' } as never),
-    identityAtStart: false,
-    parameters: (inDim, outDim) => suite.parameters({ inDim, outDim, options }),
-    refused: suite.refused,
-  });
+  const project = (W: tf.Tensor2D, given: object) => place.atHome(() => family.fromDense(W, given as never));
+
+  testLinearMethod(
+    {
+      configured: method({ ...options, init: 'official' } as never),
+      identityAtStart: false,
+      parameters: (inDim, outDim) => suite.parameters({ inDim, outDim, options }),
+      refused: suite.refused,
+    },
+    where,
+  );
 
   describe(`structured kernels of ${method.info.id}`, () => {
-    beforeAll(async () => {
-      await ready();
-    });
+    beforeAll(place.enter);
     let before: number;
     beforeEach(() => {
       before = tf.memory().numTensors;
@@ -79,28 +85,28 @@ export function testStructured(suite: StructuredSuite): void {
       (entry) => [`${entry.inDim}×${entry.outDim} ${JSON.stringify(entry.options)}`, entry] as const,
     );
 
-    test.each(named)('%s: the product equals that with the dense form', (_, entry) => {
+    test.each(named)('%s: the product equals that with the dense form', async (_, entry) => {
       const kernel = kernelAt(entry);
-      tf.tidy(() => {
+      await scoped(async () => {
         const { inDim, outDim } = entry;
         const W = kernel.toDense();
         expect(W.shape).toEqual([inDim, outDim]);
-        near(kernel.apply(tf.eye(inDim)), W, 1e-5);
+        await near(kernel.apply(tf.eye(inDim)), W, 1e-5);
         const x = random(1).normal([5, inDim]) as tf.Tensor2D;
-        near(kernel.apply(x), tf.matMul(x, W), 1e-4);
+        await near(kernel.apply(x), tf.matMul(x, W), 1e-4);
         const sequence = kernel.apply(tf.stack([x, tf.neg(x)]));
         expect(sequence.shape).toEqual([2, 5, outDim]);
-        near(sequence, tf.stack([tf.matMul(x, W), tf.neg(tf.matMul(x, W))]), 1e-4);
+        await near(sequence, tf.stack([tf.matMul(x, W), tf.neg(tf.matMul(x, W))]), 1e-4);
         const g = random(2).normal([5, outDim]) as tf.Tensor2D;
-        near(kernel.applyTranspose(g), tf.matMul(g, W, false, true), 1e-4);
+        await near(kernel.applyTranspose(g), tf.matMul(g, W, false, true), 1e-4);
       });
       kernel.dispose();
     });
 
-    test.each(named)('%s: gradients of the factors equal finite differences', (_, entry) => {
+    test.each(named)('%s: gradients of the factors equal finite differences', async (_, entry) => {
       const kernel = kernelAt(entry);
       const [x, g] = [random(1).normal([3, entry.inDim]), random(2).normal([3, entry.outDim])];
-      checkFactors(kernel, () => tf.sum(tf.mul(kernel.apply(x), g)) as tf.Scalar);
+      await checkFactors(kernel, () => tf.sum(tf.mul(kernel.apply(x), g)) as tf.Scalar);
       tf.dispose([x, g]);
       kernel.dispose();
     });
@@ -133,10 +139,10 @@ export function testStructured(suite: StructuredSuite): void {
       expect(() => family.fitBudget(24, 24, 1e-4)).toThrow(/the smallest kernel has \d+/);
     });
 
-    test.each(named)('%s: projecting a kernel of the form finds it again', (_, entry) => {
+    test.each(named)('%s: projecting a kernel of the form finds it again', async (_, entry) => {
       const kernel = kernelAt(entry);
       const W = kernel.toDense();
-      const found = family.fromDense(W, entry.options as never);
+      const found = await project(W, entry.options);
       expect(found.relError).toBeLessThan(exactAt(entry) ? 1e-4 : recovers);
       found.kernel.dispose();
       W.dispose();
@@ -144,18 +150,18 @@ export function testStructured(suite: StructuredSuite): void {
     });
 
     for (const [name, entry] of named.filter(([, each]) => exactAt(each))) {
-      test(`${name}: the projection is idempotent, and the residual is orthogonal to it`, () => {
+      test(`${name}: the projection is idempotent, and the residual is orthogonal to it`, async () => {
         const W = random(8).normal([entry.inDim, entry.outDim]) as tf.Tensor2D;
-        const { kernel, error, relError, exact } = family.fromDense(W, entry.options as never);
+        const { kernel, error, relError, exact } = await project(W, entry.options);
         expect(exact).toBe(true);
         const P = kernel.toDense();
-        const again = family.fromDense(P, entry.options as never);
-        tf.tidy(() => {
-          near(again.kernel.toDense(), P, 1e-4);
-          const number = (t: tf.Tensor) => t.dataSync()[0];
-          const whole = number(tf.sum(tf.square(W)));
-          expect(Math.abs(number(tf.sum(tf.mul(tf.sub(W, P), P)))) / whole).toBeLessThan(1e-5);
-          expect((error ** 2 + number(tf.sum(tf.square(P)))) / whole).toBeCloseTo(1, 5);
+        const again = await project(P, entry.options);
+        await scoped(async () => {
+          await near(again.kernel.toDense(), P, 1e-4);
+          const number = async (t: tf.Tensor) => (await t.data())[0];
+          const whole = await number(tf.sum(tf.square(W)));
+          expect(Math.abs(await number(tf.sum(tf.mul(tf.sub(W, P), P)))) / whole).toBeLessThan(1e-5);
+          expect((error ** 2 + (await number(tf.sum(tf.square(P))))) / whole).toBeCloseTo(1, 5);
           expect(relError).toBeCloseTo(error / Math.sqrt(whole), 6);
         });
         tf.dispose([W, P]);
@@ -164,22 +170,22 @@ export function testStructured(suite: StructuredSuite): void {
       });
     }
 
-    test('a kernel of zeros has relative error 0, one that is not finite is refused', () => {
+    test('a kernel of zeros has relative error 0, one that is not finite is refused', async () => {
       const { inDim, outDim, options: given } = cases[0];
       const [zero, broken] = [tf.zeros([inDim, outDim]), tf.fill([inDim, outDim], Number.NaN)] as tf.Tensor2D[];
-      const { kernel, relError } = family.fromDense(zero, given as never);
+      const { kernel, relError } = await project(zero, given);
       expect(relError).toBe(0);
-      expect(() => family.fromDense(broken, given as never)).toThrow(/non-finite/);
+      await expect(place.atHome(async () => family.fromDense(broken, given as never))).rejects.toThrow(/non-finite/);
       kernel.dispose();
       tf.dispose([zero, broken]);
     });
 
-    test('the state restores a kernel bit for bit', () => {
+    test('the state restores a kernel bit for bit', async () => {
       const [one, two] = [kernelAt(cases[0], 1), kernelAt(cases[0], 2)];
       const state = one.state();
       two.load(state);
       const [a, b] = [one.toDense(), two.toDense()];
-      expect(Array.from(b.dataSync())).toEqual(Array.from(a.dataSync()));
+      expect(await valuesOf(b)).toEqual(await valuesOf(a));
       const [name] = Object.keys(state);
       const { [name]: left, ...rest } = state;
       expect(() => two.load(rest)).toThrow(new RegExp(`${name}: is missing`));
@@ -198,48 +204,50 @@ export function testStructured(suite: StructuredSuite): void {
       kernel.dispose();
     });
 
-    test('outputs at the start and updates of one step do not depend on the width', () => {
-      const rows = [64, 256, 1024].map((width) => {
-        const sizes = [1, 2, 3, 4, 5, 6].map((seed) => updateSizes(family, width, suite.atWidth(width), seed));
-        const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
-        return { update: mean(sizes.map((size) => size.update)), output: mean(sizes.map((size) => size.output)) };
-      });
+    test('outputs at the start and updates of one step do not depend on the width', async () => {
+      const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+      const rows: { update: number; output: number }[] = [];
+      for (const width of place.small ? [64, 256] : [64, 256, 1024]) {
+        const sizes: { update: number; output: number }[] = [];
+        for (let seed = 1; seed <= 6; seed++) sizes.push(await updateSizes(family, width, suite.atWidth(width), seed));
+        rows.push({ update: mean(sizes.map(({ update }) => update)), output: mean(sizes.map(({ output }) => output)) });
+      }
       const spread = (values: number[]) => Math.max(...values) / Math.min(...values);
       expect(spread(rows.map(({ update }) => update))).toBeLessThan(1.4);
       expect(spread(rows.map(({ output }) => output))).toBeLessThan(1.6);
     });
 
-    test.each([64, 256])('20 Adam steps at width %i lower the loss of a regression', (width) => {
-      const kernel = family.init({ inDim: width, outDim: width, ...suite.atWidth(width) } as never, 'muP', 3);
-      const [x, y] = [random(1).normal([64, width]), random(2).normal([64, width])];
-      const names = Object.keys(kernel.factors);
-      const multipliers = kernel.lrMultipliers(64);
-      const factors = Object.fromEntries(names.map((name) => [kernel.factors[name].name, multipliers[name]]));
-      const optimizer = toOptimizer(
-        chain(
-          adam({ learningRate: 1e-3 }),
-          perGroup(factors, (name) => name),
-        ),
-      );
-      const loss = () => tf.tidy(() => tf.losses.meanSquaredError(y, kernel.apply(x)) as tf.Scalar);
-      const losses: number[] = [];
-      for (let step = 0; step <= 20; step++) {
-        const cost = optimizer.minimize(loss, true, Object.values(kernel.factors)) as tf.Scalar;
-        losses.push(cost.dataSync()[0]);
-        cost.dispose();
-      }
-      expect(losses[20]).toBeLessThan(losses[0]);
-      optimizer.dispose();
-      tf.dispose([x, y]);
-      kernel.dispose();
-    });
+    test.each(place.small ? [64] : [64, 256])(
+      '20 Adam steps at width %i lower the loss of a regression',
+      async (width) => {
+        const kernel = family.init({ inDim: width, outDim: width, ...suite.atWidth(width) } as never, 'muP', 3);
+        const [x, y] = [random(1).normal([64, width]), random(2).normal([64, width])];
+        const names = Object.keys(kernel.factors);
+        const multipliers = kernel.lrMultipliers(64);
+        const factors = Object.fromEntries(names.map((name) => [kernel.factors[name].name, multipliers[name]]));
+        const optimizer = toOptimizer(
+          chain(
+            adam({ learningRate: 1e-3 }),
+            perGroup(factors, (name) => name),
+          ),
+        );
+        const loss = () => tf.tidy(() => tf.losses.meanSquaredError(y, kernel.apply(x)) as tf.Scalar);
+        const losses: number[] = [];
+        for (let step = 0; step <= 20; step++) {
+          const cost = optimizer.minimize(loss, true, Object.values(kernel.factors)) as tf.Scalar;
+          losses.push(...(await taken(cost)));
+        }
+        expect(losses[20]).toBeLessThan(losses[0]);
+        optimizer.dispose();
+        tf.dispose([x, y]);
+        kernel.dispose();
+      },
+    );
   });
 
   describe(`the layer of ${method.info.id}`, () => {
     let before: number;
-    beforeAll(async () => {
-      await ready();
-    });
+    beforeAll(place.enter);
     beforeEach(() => {
       before = tf.memory().numTensors;
     });
@@ -261,12 +269,12 @@ export function testStructured(suite: StructuredSuite): void {
       kernel.dispose();
       const names = model.layers[0].trainableWeights.map(({ name }) => name.split('/').at(-1)?.replace(/_\d+$/, ''));
       expect(names).toEqual([...declared, 'bias']);
-      const weights = () => model.getWeights().map((weight) => Array.from(weight.dataSync()));
-      const start = weights();
+      const weights = () => Promise.all(model.getWeights().map(valuesOf));
+      const start = await weights();
       model.compile({ optimizer: toOptimizer(adam({ learningRate: 1e-2 })), loss: 'meanSquaredError' });
       const [x, y] = [random(1).normal([16, 6]), random(2).normal([16, 5])];
       await model.fit(x, y, { epochs: 3, verbose: 0 });
-      for (const [i, values] of weights().entries()) expect(values).not.toEqual(start[i]);
+      for (const [i, values] of (await weights()).entries()) expect(values).not.toEqual(start[i]);
       tf.dispose([x, y]);
       model.optimizer.dispose();
       model.dispose();
@@ -285,39 +293,37 @@ export function testStructured(suite: StructuredSuite): void {
       expect(JSON.parse(JSON.stringify(stored!.modelTopology))).toEqual(stored!.modelTopology);
       const restored = await tf.loadLayersModel(tf.io.fromMemory(stored!));
       const x = random(1).normal([4, 6]);
-      tf.tidy(() => {
-        const [y, again] = [model, restored].map((each) => Array.from((each.apply(x) as tf.Tensor).dataSync()));
-        expect(again).toEqual(y);
-      });
+      const [y, again] = [model, restored].map((each) => each.apply(x) as tf.Tensor);
+      expect(await taken(again)).toEqual(await taken(y));
       expect(restored.layers[0].getConfig()).toEqual(model.layers[0].getConfig());
       x.dispose();
       model.dispose();
       restored.dispose();
     });
 
-    test('a dense layer becomes a structured one and back with its bias, activation and name', () => {
+    test('a dense layer becomes a structured one and back with its bias, activation and name', async () => {
       const dense = tf.layers.dense({ name: 'projection', units: 8, activation: 'relu', inputShape: [6] });
       const model = tf.sequential({ layers: [dense] });
       const given = [random(1).normal([6, 8]), random(2).normal([8])];
       dense.setWeights(given);
-      const layer = Layer.fromDenseLayer(dense, options as never);
+      const layer = await place.atHome(() => Layer.fromDenseLayer(dense, options as never));
       expect(layer.name).toBe('projection');
       const back = layer.toDenseLayer();
-      const nearest = family.fromDense(given[0] as tf.Tensor2D, options as never);
+      const nearest = await project(given[0] as tf.Tensor2D, options);
       const x = random(3).normal([4, 6]);
-      tf.tidy(() => {
-        near(back.getWeights()[0], layer.denseKernel(), 1e-6);
-        if (exactAt({ inDim: 6, outDim: 8, options })) near(back.getWeights()[0], nearest.kernel.toDense(), 1e-5);
+      await scoped(async () => {
+        await near(back.getWeights()[0], layer.denseKernel(), 1e-6);
+        if (exactAt({ inDim: 6, outDim: 8, options })) await near(back.getWeights()[0], nearest.kernel.toDense(), 1e-5);
         else {
-          const { relError } = projectionError(given[0], back.getWeights()[0]);
+          const { relError } = await place.atHome(() => projectionError(given[0], back.getWeights()[0]));
           expect(relError).toBeLessThan(1.5 * nearest.relError + recovers);
         }
-        expect(Array.from(back.getWeights()[1].dataSync())).toEqual(Array.from(given[1].dataSync()));
+        expect(await valuesOf(back.getWeights()[1])).toEqual(await valuesOf(given[1]));
         const [y, same] = [layer, back].map((each) => each.apply(x) as tf.Tensor);
-        near(y, same, 1e-4);
-        expect(tf.min(y).dataSync()[0]).toBe(0);
+        await near(y, same, 1e-4);
+        expect(await valuesOf(tf.min(y))).toEqual([0]);
         const sequence = random(4).normal([2, 3, 6]);
-        near(layer.apply(sequence) as tf.Tensor, back.apply(sequence) as tf.Tensor, 1e-4);
+        await near(layer.apply(sequence) as tf.Tensor, back.apply(sequence) as tf.Tensor, 1e-4);
       });
       nearest.kernel.dispose();
       tf.dispose([x, ...given]);
@@ -325,12 +331,12 @@ export function testStructured(suite: StructuredSuite): void {
       for (const each of [layer, back]) tf.sequential({ layers: [each] }).dispose();
     });
 
-    test('a residual branch can start at zero', () => {
+    test('a residual branch can start at zero', async () => {
       const layer = new Layer({ units: 8, inputShape: [6], zeroInit: true, ...options } as never);
-      tf.tidy(() => {
+      await scoped(async () => {
         const y = layer.apply(random(1).normal([3, 6])) as tf.Tensor;
         const bias = (layer.getWeights().at(-1) as tf.Tensor).expandDims(0);
-        expect(tf.max(tf.abs(tf.sub(y, bias))).dataSync()[0]).toBe(0);
+        expect(await valuesOf(tf.max(tf.abs(tf.sub(y, bias))))).toEqual([0]);
       });
       layer.dispose();
     });
@@ -363,9 +369,9 @@ function largestOf(values: ArrayLike<number>): number {
   return Array.from(values).reduce((max, value) => Math.max(max, Math.abs(value)), 0);
 }
 
-function near(got: tf.Tensor, expected: tf.Tensor, tolerance: number): void {
+async function near(got: tf.Tensor, expected: tf.Tensor, tolerance: number): Promise<void> {
   expect(got.shape).toEqual(expected.shape);
-  const [a, b] = [got.dataSync(), expected.dataSync()];
+  const [a, b] = [await got.data(), await expected.data()];
   const scale = Math.max(1e-3, largestOf(b));
   let worst = 0;
   for (let i = 0; i < b.length; i++) worst = Math.max(worst, Math.abs(a[i] - b[i]));
@@ -373,46 +379,46 @@ function near(got: tf.Tensor, expected: tf.Tensor, tolerance: number): void {
 }
 
 /** Twenty random entries of each factor. The loss is smooth, so two step sizes cancel the error of second order. */
-function checkFactors(kernel: StructuredKernel, loss: () => tf.Scalar): void {
+async function checkFactors(kernel: StructuredKernel, loss: () => tf.Scalar): Promise<void> {
   const { value, grads } = tf.variableGrads(loss, Object.values(kernel.factors));
   value.dispose();
   const stream = random(17);
   for (const [name, factor] of Object.entries(kernel.factors)) {
-    const gradient = grads[factor.name].dataSync();
+    const gradient = await grads[factor.name].data();
     const largest = largestOf(gradient);
-    const original = factor.dataSync().slice();
-    const at = (index: number, change: number): number => {
+    const original = await valuesOf(factor);
+    const at = async (index: number, change: number): Promise<number> => {
       const values = original.slice();
       values[index] += change;
       tf.tidy(() => factor.assign(tf.tensor(values, factor.shape)));
-      return tf.tidy(() => loss().dataSync()[0]);
+      return (await taken(tf.tidy(loss)))[0];
     };
     const off: number[] = [];
     for (let n = 0; n < Math.min(20, original.length); n++) {
       const index = stream.integer(original.length);
-      const slope = (step: number) => (at(index, step) - at(index, -step)) / (2 * step);
-      const numeric = (4 * slope(1e-2) - slope(2e-2)) / 3;
+      const slope = async (step: number) => ((await at(index, step)) - (await at(index, -step))) / (2 * step);
+      const numeric = (4 * (await slope(1e-2)) - (await slope(2e-2))) / 3;
       off.push(Math.abs(gradient[index] - numeric) / (largest + 0.2));
     }
-    at(0, 0);
+    await at(0, 0);
     expect({ name, far: off.filter((value) => !(value < 1e-2)) }).toEqual({ name, far: [] });
   }
   tf.dispose(grads);
 }
 
 /** Root mean squares of the output at the start and of its change by one sign step with the multiplied rates. */
-function updateSizes(
+async function updateSizes(
   family: ReturnType<typeof structuredFamily>,
   width: number,
   options: Record<string, unknown>,
   seed: number,
-): { output: number; update: number } {
+): Promise<{ output: number; update: number }> {
   const kernel = family.init({ inDim: width, outDim: width, ...options } as never, 'muP', seed);
   const stream = random(seed).fork(width);
   const [x, g] = [stream.normal([1, width]), stream.normal([1, width])];
   const multipliers = kernel.lrMultipliers(64);
-  const rms = (t: tf.Tensor) => tf.sqrt(tf.mean(tf.square(t))).dataSync()[0];
-  const result = tf.tidy(() => {
+  const rms = (t: tf.Tensor) => tf.sqrt(tf.mean(tf.square(t)));
+  const [output, update] = tf.tidy(() => {
     const y = kernel.apply(x);
     const { grads } = tf.variableGrads(
       () => tf.sum(tf.mul(kernel.apply(x), g)) as tf.Scalar,
@@ -421,8 +427,9 @@ function updateSizes(
     for (const [name, factor] of Object.entries(kernel.factors)) {
       factor.assign(tf.sub(factor, tf.mul(tf.sign(grads[factor.name]), 1e-3 * multipliers[name])));
     }
-    return { output: rms(y), update: rms(tf.sub(kernel.apply(x), y)) };
+    return [rms(y), rms(tf.sub(kernel.apply(x), y))];
   });
+  const result = { output: (await taken(output))[0], update: (await taken(update))[0] };
   tf.dispose([x, g]);
   kernel.dispose();
   return result;

@@ -4,13 +4,13 @@ import {
   type MethodTransformation,
   parseConfig,
   random,
-  ready,
   type TransformationMethod,
   type TransformationOptimizer,
   tensorsOf,
   tidyTree,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
+import { openPlace, type Place, taken, valuesOf } from './place.ts';
 
 /** What {@link testTransformation} needs to know about a method. */
 export interface TransformationSuite {
@@ -24,9 +24,12 @@ export interface TransformationSuite {
 
 /**
  * Declares the conformance tests of a gradient transformation: purity, constant memory, states by name, exact
- * continuation, cpu against wasm, training, bad input.
+ * continuation, one backend against another, training, bad input.
+ *
+ * @param where the backend to run on. Default `wasm`.
  */
-export function testTransformation({ method, options, refused }: TransformationSuite): void {
+export function testTransformation({ method, options, refused }: TransformationSuite, where: Place = {}): void {
+  const place = openPlace(where);
   // biome-ignore lint/suspicious/noExplicitAny: see TransformationSuite.method.
   const make = (): MethodTransformation<any, any> => method(options);
   const draw = (seed: number): Record<'kernel' | 'bias', tf.Tensor> => ({
@@ -37,23 +40,22 @@ export function testTransformation({ method, options, refused }: TransformationS
   describe(`conformance of ${method.info.id}`, () => {
     let before: number;
     beforeEach(async () => {
-      await ready();
+      await place.enter();
       before = tf.memory().numTensors;
     });
     afterEach(() => {
       expect(tf.memory().numTensors).toBe(before);
     });
 
-    test('update changes and disposes nothing it is given, and returns updates of the same names and shapes', () => {
+    test('update changes and disposes nothing it is given, and returns updates of the same names and shapes', async () => {
       const transformation = make();
       const [params, gradients] = [draw(1), draw(2)];
-      const values = () =>
-        [...Object.values(params), ...Object.values(gradients)].map((tensor) => Array.from(tensor.dataSync()));
-      const given = values();
+      const values = () => Promise.all([...Object.values(params), ...Object.values(gradients)].map(valuesOf));
+      const given = await values();
       const start = tidyTree(() => transformation.init(params));
       // Intermediates are the driver's to tidy; the optimizer does it so.
       const { updates, state } = tidyTree(() => transformation.update(gradients, start, params));
-      expect(values()).toEqual(given);
+      expect(await values()).toEqual(given);
       expect(Object.fromEntries(Object.entries(updates).map(([name, { shape }]) => [name, shape]))).toEqual({
         kernel: [6, 4],
         bias: [4],
@@ -67,33 +69,33 @@ export function testTransformation({ method, options, refused }: TransformationS
       for (const tensor of kept) tensor.dispose();
     });
 
-    test('memory stays the same over 50 steps', () => {
+    test('memory stays the same over 50 steps', async () => {
       const trainee = regression(make().optimizer());
-      for (let i = 0; i < 5; i++) trainee.step();
+      for (let i = 0; i < 5; i++) await trainee.step();
       const held = tf.memory().numTensors;
-      for (let i = 0; i < 50; i++) trainee.step();
+      for (let i = 0; i < 50; i++) await trainee.step();
       expect(tf.memory().numTensors).toBe(held);
       trainee.dispose();
     });
 
-    test('reduces the loss', () => {
+    test('reduces the loss', async () => {
       const trainee = regression(make().optimizer());
-      const first = trainee.step();
+      const first = await trainee.step();
       let last = first;
-      for (let i = 0; i < 80; i++) last = trainee.step();
+      for (let i = 0; i < 80; i++) last = await trainee.step();
       expect(last).toBeLessThan(0.7 * first);
       trainee.dispose();
     });
 
-    test('a variable without a gradient keeps its state, whatever the others do', () => {
+    test('a variable without a gradient keeps its state, whatever the others do', async () => {
       const [alone, beside] = [regression(make().optimizer()), regression(make().optimizer())];
-      for (let i = 0; i < 3; i++) alone.step();
+      for (let i = 0; i < 3; i++) await alone.step();
       for (let i = 0; i < 3; i++) {
-        beside.step();
+        await beside.step();
         // A step in which the kernel is frozen must leave the kernel and its state as they are.
-        const kernel = Array.from(beside.kernel.dataSync());
-        beside.step({ freeze: beside.kernel.name });
-        expect(Array.from(beside.kernel.dataSync())).toEqual(kernel);
+        const kernel = await valuesOf(beside.kernel);
+        await beside.step({ freeze: beside.kernel.name });
+        expect(await valuesOf(beside.kernel)).toEqual(kernel);
       }
       const { names } = withState(beside.optimizer, ({ names: all }) => ({ names: [...all] }));
       expect(new Set(names)).toEqual(new Set([beside.kernel.name, beside.bias.name]));
@@ -101,34 +103,36 @@ export function testTransformation({ method, options, refused }: TransformationS
       beside.dispose();
     });
 
-    test('a restored optimizer continues bit for bit', () => {
+    test('a restored optimizer continues bit for bit', async () => {
       const whole = regression(make().optimizer());
-      for (let i = 0; i < 12; i++) whole.step();
+      for (let i = 0; i < 12; i++) await whole.step();
       const first = regression(make().optimizer());
-      for (let i = 0; i < 7; i++) first.step();
+      for (let i = 0; i < 7; i++) await first.step();
       const state = first.optimizer.state();
       const second = regression(make().optimizer(), first);
       second.optimizer.restore(state);
       disposeTree(state);
-      for (let i = 0; i < 5; i++) second.step();
-      expect(Array.from(second.kernel.dataSync())).toEqual(Array.from(whole.kernel.dataSync()));
-      expect(Array.from(second.bias.dataSync())).toEqual(Array.from(whole.bias.dataSync()));
+      for (let i = 0; i < 5; i++) await second.step();
+      expect(await valuesOf(second.kernel)).toEqual(await valuesOf(whole.kernel));
+      expect(await valuesOf(second.bias)).toEqual(await valuesOf(whole.bias));
       second.dispose();
       first.leave();
       whole.dispose();
     });
 
-    test('cpu and wasm agree', async () => {
-      const run = async (backend: string): Promise<number[]> => {
-        await ready(backend);
+    test(`agrees with ${place.reference}`, async () => {
+      const run = async (at: typeof place): Promise<number[]> => {
+        await at.enter();
         const trainee = regression(make().optimizer());
-        for (let i = 0; i < 6; i++) trainee.step();
-        const result = Array.from(trainee.kernel.dataSync());
+        for (let i = 0; i < 6; i++) await trainee.step();
+        const result = await valuesOf(trainee.kernel);
         trainee.dispose();
         return result;
       };
-      const [cpu, wasm] = [await run('cpu'), await run('wasm')];
-      for (const [i, value] of cpu.entries()) expect(Math.abs(wasm[i] - value)).toBeLessThan(1e-3);
+      const own = await run(place);
+      const reference = await run(openPlace({ backend: place.reference }));
+      await place.enter();
+      expect(own.map((value, i) => Math.abs(value - reference[i])).filter((off) => !(off < 1e-3))).toEqual([]);
     });
 
     test.each(refused.map(([given, message]) => [JSON.stringify(given), given, message] as const))(
@@ -154,7 +158,7 @@ interface Trainee {
   readonly bias: tf.Variable;
   readonly optimizer: TransformationOptimizer;
   /** One update; returns the loss before it. */
-  step(options?: { freeze?: string }): number;
+  step(options?: { freeze?: string }): Promise<number>;
   /** Disposes everything but the variables. */
   leave(): void;
   dispose(): void;
@@ -176,13 +180,12 @@ function regression(optimizer: TransformationOptimizer, from?: Trainee): Trainee
     kernel,
     bias,
     optimizer,
-    step: ({ freeze } = {}) => {
+    step: async ({ freeze } = {}) => {
       const { value, grads } = tf.variableGrads(loss, [kernel, bias]);
       const given = Object.entries(grads).map(([name, tensor]) => ({ name, tensor: name === freeze ? null : tensor }));
       optimizer.applyGradients(given as { name: string; tensor: tf.Tensor }[]);
-      const result = value.dataSync()[0];
-      tf.dispose([value, ...Object.values(grads)]);
-      return result;
+      tf.dispose(Object.values(grads));
+      return (await taken(value))[0];
     },
     leave: () => {
       optimizer.dispose();

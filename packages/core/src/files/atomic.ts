@@ -226,9 +226,18 @@ export async function readJsonFile(path: string): Promise<unknown> {
 
 /** Node's file system, loaded only where a file is touched, so that browsers can load this package. */
 export function nodeFs(): Promise<typeof import('node:fs/promises')> {
-  return import(/* webpackIgnore: true */ /* @vite-ignore */ 'node:fs/promises');
+  return import(/* webpackIgnore: true */ /* @vite-ignore */ 'node:fs/promises').catch(refusePaths);
 }
 
 export function nodePath(): Promise<typeof import('node:path')> {
-  return import(/* webpackIgnore: true */ /* @vite-ignore */ 'node:path');
+  return import(/* webpackIgnore: true */ /* @vite-ignore */ 'node:path').catch(refusePaths);
+}
+
+function refusePaths(cause: unknown): never {
+  refuse(
+    'path',
+    'there is no file system here, paths work in Node only; in a browser give save and load memoryStorage(), ' +
+      'openSafetensors a File, a Blob or bytes, and write with encodeSafetensors',
+    { cause },
+  );
 }

@@ -26,3 +26,4 @@ export {
   writeSafetensors,
 } from './safetensors.ts';
 export { type ByteSource, openSource } from './source.ts';
+export { type CheckpointStorage, directoryStorage, memoryStorage } from './storage.ts';

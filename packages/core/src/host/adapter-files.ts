@@ -2,7 +2,14 @@ import * as tf from '@tensorflow/tfjs';
 import { parseConfig } from '../contracts/config.ts';
 import type { AnyLinearMethod, Role, Site, TensorSpec } from '../contracts/linear-method.ts';
 import { ensure, refuse } from '../errors.ts';
-import { readSafetensors, writeDirectoryAtomic, writeSafetensors } from '../files/index.ts';
+import { nodeFs } from '../files/atomic.ts';
+import {
+  type CheckpointStorage,
+  encodeSafetensors,
+  readSafetensors,
+  writeDirectoryAtomic,
+  writeSafetensors,
+} from '../files/index.ts';
 import { type AttachOptions, attachWith, declared, detach, finite } from './attach.ts';
 import { type Adapter, adapterOf, type BiasOption, type Host, hostOf } from './host.ts';
 import {
@@ -26,7 +33,7 @@ export interface SaveOptions {
   name?: string;
   /** Name or path of the base model, stored for the reader. Default null. */
   baseModel?: string | null;
-  /** Replace an existing directory. Default false. */
+  /** Replace an existing directory, or an adapter that the storage holds. Default false. */
   overwrite?: boolean;
 }
 
@@ -34,23 +41,41 @@ export interface SaveOptions {
  * Stores an adapter as a directory in Hugging Face PEFT's format: `adapter_config.json` and
  * `adapter_model.safetensors`, with PEFT's keys and orientation where PEFT has the method.
  *
- * The directory appears whole or not at all.
+ * The directory appears whole or not at all. In a browser give a storage, such as `memoryStorage()`, which then holds the
+ * two files.
  *
- * @throws MatforgeError when the directory exists and `overwrite` is not set, or cannot be written.
+ * @throws MatforgeError when an adapter is there and `overwrite` is not set, or the directory cannot be written.
  */
-export async function save(model: tf.LayersModel, directory: string, options: SaveOptions = {}): Promise<void> {
+export async function save(
+  model: tf.LayersModel,
+  target: string | CheckpointStorage,
+  options: SaveOptions = {},
+): Promise<void> {
   const host = hostOf(model);
   const { name = soleActive(host), baseModel = null, overwrite = false } = options;
   const adapter = adapterOf(host, name);
   const json = `${JSON.stringify(sortKeys(configJson(adapter, baseModel)), null, 2)}\n`;
   const tensors = tf.tidy(() => fileTensors(host, adapter));
+  const metadata = { format: 'pt' };
   try {
+    if (typeof target === 'object') {
+      for (const file of [CONFIG, WEIGHTS]) {
+        ensure(
+          overwrite || (await target.read(file)) === undefined,
+          file,
+          () => 'exists already in the storage and is left as it is; pass overwrite: true to replace it',
+        );
+      }
+      await target.write(WEIGHTS, await encodeSafetensors(tensors, { metadata }));
+      await target.write(CONFIG, new TextEncoder().encode(json));
+      return;
+    }
     await writeDirectoryAtomic(
-      directory,
+      target,
       async (temporary) => {
-        const { writeFile } = await import('node:fs/promises');
-        await writeFile(`${temporary}/${CONFIG}`, json);
-        await writeSafetensors(`${temporary}/${WEIGHTS}`, tensors, { metadata: { format: 'pt' } });
+        const fs = await nodeFs();
+        await fs.writeFile(`${temporary}/${CONFIG}`, json);
+        await writeSafetensors(`${temporary}/${WEIGHTS}`, tensors, { metadata });
       },
       { overwrite },
     );
@@ -261,25 +286,31 @@ export interface LoadOptions extends Pick<AttachOptions, 'seed'> {
 }
 
 /**
- * Attaches an adapter from a directory in PEFT's format, written by {@link save} or by PEFT.
+ * Attaches an adapter from a directory in PEFT's format, written by {@link save} or by PEFT, or from a storage that holds
+ * the two files of one.
  *
  * Fields that the method does not know are ignored with a warning.
  *
  * @throws MatforgeError when files are missing or damaged, no given method fits, layers, keys or shapes differ (lists
  *   them), or a tensor has values that are not finite (names its key). The model is then as before.
  */
-export async function load<M extends tf.LayersModel>(model: M, directory: string, options: LoadOptions): Promise<M> {
-  const json = await readConfig(`${directory}/${CONFIG}`);
+export async function load<M extends tf.LayersModel>(
+  model: M,
+  source: string | CheckpointStorage,
+  options: LoadOptions,
+): Promise<M> {
+  const place = typeof source === 'string' ? `${source}/` : '';
+  const json = parseJson(`${place}${CONFIG}`, await configText(source));
   const method = methodFor(json, options.methods);
   const given = method.peft ? method.peft.fromJson(json) : camelCase(json, Object.keys(method.config.shape));
   const config = parseConfig(method.info.id, method.config, given);
   const foreign = foreignFields(json, method, config as Record<string, unknown>);
   if (Object.keys(foreign).length > 0) {
-    console.warn(
-      `matforge: ${directory}/${CONFIG}: ${method.info.id} does not know ${Object.keys(foreign).join(', ')}`,
-    );
+    console.warn(`matforge: ${place}${CONFIG}: ${method.info.id} does not know ${Object.keys(foreign).join(', ')}`);
   }
-  const { tensors } = await readSafetensors(`${directory}/${WEIGHTS}`);
+  const { tensors } = await readSafetensors(
+    typeof source === 'string' ? `${source}/${WEIGHTS}` : ((await source.read(WEIGHTS)) ?? refuseAbsent(WEIGHTS)),
+  );
   const bias = String(json.bias ?? 'none');
   const modulesToSave = (json.modules_to_save as string[] | null) ?? [];
   const used = new Set<string>();
@@ -291,7 +322,7 @@ export async function load<M extends tf.LayersModel>(model: M, directory: string
     const targets = stored.filter((name) => isAdapted(json.target_modules, name));
     ensure(
       targets.length > 0,
-      `${directory}/${WEIGHTS}`,
+      `${place}${WEIGHTS}`,
       () => `holds no layer of this model. Keys: ${Object.keys(tensors).slice(0, 8).join(', ')}`,
     );
     const missing = absentTargets(json.target_modules, names, stored).map((name) => `${PREFIX}${name}.*`);
@@ -335,7 +366,7 @@ export async function load<M extends tf.LayersModel>(model: M, directory: string
         }
       }
       const unexpected = Object.keys(tensors).filter((key) => !used.has(key));
-      ensure(missing.length === 0 && unexpected.length === 0, `${directory}/${WEIGHTS}`, () =>
+      ensure(missing.length === 0 && unexpected.length === 0, `${place}${WEIGHTS}`, () =>
         [
           missing.length ? `missing keys: ${missing.join(', ')}` : '',
           unexpected.length ? `unexpected keys: ${unexpected.join(', ')}` : '',
@@ -353,18 +384,20 @@ export async function load<M extends tf.LayersModel>(model: M, directory: string
   return model;
 }
 
-async function readConfig(path: string): Promise<Record<string, unknown>> {
-  const { readFile } = await import('node:fs/promises');
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (error) {
-    return refuse(
-      path,
-      'cannot be read; an adapter directory holds adapter_config.json and adapter_model.safetensors',
-      { cause: error },
-    );
-  }
+async function configText(source: string | CheckpointStorage): Promise<string> {
+  if (typeof source === 'object') return new TextDecoder().decode((await source.read(CONFIG)) ?? refuseAbsent(CONFIG));
+  const path = `${source}/${CONFIG}`;
+  const fs = await nodeFs();
+  return fs.readFile(path, 'utf8').catch((cause) => refuseAbsent(path, cause));
+}
+
+function refuseAbsent(file: string, cause?: unknown): never {
+  return refuse(file, 'cannot be read; an adapter directory holds adapter_config.json and adapter_model.safetensors', {
+    cause,
+  });
+}
+
+function parseJson(path: string, text: string): Record<string, unknown> {
   let json: unknown;
   try {
     json = JSON.parse(text);

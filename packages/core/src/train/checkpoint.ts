@@ -1,53 +1,12 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure, refuse } from '../errors.ts';
-import { nodeFs, nodePath, writeFileAtomic } from '../files/atomic.ts';
 import { encodeSafetensors, openSafetensors, type RawTensor, type WritableTensor } from '../files/safetensors.ts';
+import type { CheckpointStorage } from '../files/storage.ts';
 import { TransformationOptimizer } from '../optim/optimizer.ts';
 import { flattenTree, isTensor, tensorsOf, unflattenTree } from '../optim/tree.ts';
 
-/** Where checkpoints are kept. `write` replaces a file completely or leaves it as it was. */
-export interface CheckpointStorage {
-  /** The file's bytes, or undefined when there is none. */
-  read(name: string): Promise<Uint8Array | undefined>;
-  write(name: string, bytes: Uint8Array): Promise<void>;
-}
-
 /** The file of a training checkpoint in its directory or storage. */
 export const CHECKPOINT_FILE = 'training.safetensors';
-
-/** Keeps checkpoints in a directory, which is made when needed (Node only). */
-export function directoryStorage(directory: string): CheckpointStorage {
-  return {
-    async read(name) {
-      const [fs, { join }] = [await nodeFs(), await nodePath()];
-      try {
-        return new Uint8Array(await fs.readFile(join(directory, name)));
-      } catch (cause) {
-        if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-        refuse(join(directory, name), `could not be read: ${(cause as Error).message}`, { cause });
-      }
-    },
-    async write(name, bytes) {
-      const [fs, { join }] = [await nodeFs(), await nodePath()];
-      await fs.mkdir(directory, { recursive: true }).catch((cause: Error) => {
-        refuse(directory, `the checkpoint directory could not be made: ${cause.message}`, { cause });
-      });
-      await writeFileAtomic(join(directory, name), bytes, { overwrite: true });
-    },
-  };
-}
-
-/** Keeps checkpoints in memory: for tests, and for the browser where a page hands them on. */
-export function memoryStorage(): CheckpointStorage & { readonly files: Map<string, Uint8Array> } {
-  const files = new Map<string, Uint8Array>();
-  return {
-    files,
-    read: async (name) => files.get(name)?.slice(),
-    write: async (name, bytes) => {
-      files.set(name, bytes.slice());
-    },
-  };
-}
 
 const FORMAT = 'matforge-training-1';
 const DTYPES = new Map<string, RawTensor['dtype']>([

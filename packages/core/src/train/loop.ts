@@ -1,5 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import { ensure, MatforgeError, refuse } from '../errors.ts';
+import { type CheckpointStorage, directoryStorage } from '../files/storage.ts';
 import { gradientHooks, suspendGradientHooks } from '../host/hooks.ts';
 import { TransformationOptimizer } from '../optim/optimizer.ts';
 import type { ScalarSchedule } from '../optim/schedules.ts';
@@ -7,15 +8,7 @@ import type { GradientTransformation } from '../optim/transformation.ts';
 import { globalNorm } from '../optim/transformations.ts';
 import { disposeTree, type NamedTensors } from '../optim/tree.ts';
 import { type Random, random } from '../tensors/random.ts';
-import {
-  CHECKPOINT_FILE,
-  type CheckpointStorage,
-  directoryStorage,
-  optimizerTree,
-  readTree,
-  restoreOptimizer,
-  writeTree,
-} from './checkpoint.ts';
+import { CHECKPOINT_FILE, optimizerTree, readTree, restoreOptimizer, writeTree } from './checkpoint.ts';
 import {
   type BatchOptions,
   type BatchSource,
