@@ -10,6 +10,8 @@ const sources = Object.fromEntries(
 
 // Tests run on the WebAssembly kernels that every user has; MATFORGE_NATIVE=1 runs them on the optional addon.
 process.env.MATFORGE_NATIVE ??= '0';
+// Two test files at a time have the processors busy; MATFORGE_THREADS=2 runs them on a shared heap.
+process.env.MATFORGE_THREADS ??= '1';
 
 export default {
   testEnvironment: '<rootDir>/scripts/jest-environment.cjs',

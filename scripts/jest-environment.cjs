@@ -26,6 +26,8 @@ class TfjsEnvironment extends TestEnvironment {
     for (const name of TYPED_ARRAYS) this.global[name] = globalThis[name];
     // What a test parses and hands to tfjs must hold arrays that tfjs knows as arrays.
     this.global.JSON = JSON;
+    // The engine looks on while the wasm backend compiles itself.
+    this.global.WebAssembly = WebAssembly;
     outer.tf ??= require('@tensorflow/tfjs');
     outer.wasm ??= require('@tensorflow/tfjs-backend-wasm');
     this.global.__matforgeTf = outer.tf;

@@ -1,7 +1,12 @@
-import { ready as prepareEngine } from '@matforge/engine';
+import { type ReadyOptions as EngineOptions, ready as prepareEngine } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
 import { refuse } from './errors.ts';
 import { repairGradients } from './ops/index.ts';
+
+export { onHeap } from '@matforge/engine';
+
+/** How the `wasm` backend is found and started: `wasmPaths` (browsers need it) and `threads`. */
+export type ReadyOptions = EngineOptions;
 
 /**
  * Makes a backend ready for training and current, and registers the gradients that tfjs lacks. The default, `wasm` with
@@ -11,12 +16,13 @@ import { repairGradients } from './ops/index.ts';
  * Do it on another backend and switch; tensors move along. Leaving `webgpu` by this function reads all of them first.
  *
  * @param backend `wasm`, `cpu`, `webgl`, `webgpu` or another that is registered with tfjs. Default `wasm`.
+ * @param options for `wasm` alone.
  * @returns the name of the backend in use.
  * @throws MatforgeError (`backend`) when it is not registered or does not start.
  */
-export async function ready(backend: string = 'wasm'): Promise<string> {
+export async function ready(backend: string = 'wasm', options: ReadyOptions = {}): Promise<string> {
   if (backend !== tf.getBackend()) await fetchAll();
-  if (backend === 'wasm') await prepareEngine();
+  if (backend === 'wasm') await prepareEngine(options);
   else await start(backend);
   await tf.ready();
   repairGradients();

@@ -1,22 +1,21 @@
-/** What @matforge/engine-native gives: some or all kernels as machine code on the same heap. */
+/** Some or all kernels as machine code on the same heap. */
 export interface NativeKernels {
   kernels: Record<string, (...numbers: number[]) => number>;
   isa: string;
 }
 
-interface Addon {
+/** What the package exports. */
+export interface Addon {
   openNative(heap: () => Uint8Array, reference: object): NativeKernels | null;
+  nativeThreads(count?: number): number;
   whyNot(): string | undefined;
 }
 
 const ADDON = '@matforge/engine-native';
 let told = false;
 
-/**
- * Binds the optional addon to a heap: null in browsers, where it is not installed, and where its binary does not work. Of
- * its kernels those are taken that `reference`, the WebAssembly exports, has with the same number of arguments.
- */
-export async function openAddon(heap: () => Uint8Array, reference: object): Promise<NativeKernels | null> {
+/** The optional addon: null in browsers, where it is not installed or switched off, and where its binary does not work. */
+export async function findAddon(): Promise<Addon | null> {
   if (typeof process === 'undefined' || !process.versions?.node || process.env.MATFORGE_NATIVE === '0') return null;
   let addon: Addon;
   try {
@@ -25,12 +24,11 @@ export async function openAddon(heap: () => Uint8Array, reference: object): Prom
   } catch {
     return null;
   }
-  const opened = addon.openNative(heap, reference);
-  if (!opened && !told) {
+  const problem = addon.whyNot();
+  if (problem === undefined) return addon;
+  if (!told) {
     told = true;
-    console.warn(
-      `engine: ${ADDON} is installed and not in use: ${addon.whyNot()}. The WebAssembly kernels serve instead.`,
-    );
+    console.warn(`engine: ${ADDON} is installed and not in use: ${problem}. The WebAssembly kernels serve instead.`);
   }
-  return opened;
+  return null;
 }

@@ -36,11 +36,11 @@ export function heapModule(backend: BackendWasm): HeapModule {
 export function heapMemory(backend: BackendWasm): WasmMemory | null {
   const module = heapModule(backend);
   const memory = Object.values(module.asm ?? {}).find(isMemory) ?? module.wasmMemory ?? null;
-  // A shared memory (threads) cannot be imported by a module that was compiled for an unshared one.
-  return memory !== null && memory.buffer === module.HEAPU8.buffer && !isShared(memory.buffer) ? memory : null;
+  return memory !== null && memory.buffer === module.HEAPU8.buffer ? memory : null;
 }
 
-function isShared(buffer: ArrayBufferLike): boolean {
+/** Whether threads can work on a memory together. */
+export function isShared({ buffer }: WasmMemory): boolean {
   return Object.prototype.toString.call(buffer) === '[object SharedArrayBuffer]';
 }
 

@@ -13,4 +13,5 @@ export {
   softmaxCrossEntropy,
 } from './fused.ts';
 export * from './linalg.ts';
+export { type HeapKernels, onHeap } from './native.ts';
 export { type EngineInfo, engineInfo, type ReadyOptions, ready } from './ready.ts';

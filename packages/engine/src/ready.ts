@@ -1,10 +1,13 @@
 import * as tf from '@tensorflow/tfjs';
 import * as tfWasm from '@tensorflow/tfjs-backend-wasm';
+import { findAddon } from './addon.ts';
 import { guard, heapModule } from './backend.ts';
 import { registerFused } from './fused.ts';
 import { install, native } from './native.ts';
 import { speedUpOptimizers } from './optimizers.ts';
 import { registerKernels } from './register.ts';
+import { withSharedHeap } from './shared.ts';
+import { threadCount } from './threads.ts';
 
 /** How the wasm backend is found and started. */
 export interface ReadyOptions {
@@ -13,6 +16,12 @@ export interface ReadyOptions {
    * as `setWasmPaths` takes it. In Node the package's own files are used.
    */
   wasmPaths?: string | Record<string, string>;
+  /**
+   * How many threads share the work of a kernel, the calling one included. Default MATFORGE_THREADS, or one for each
+   * processor, at most 16; 1 where memory cannot be shared: in pages that are not cross-origin isolated, and when the wasm
+   * backend had been started before, without threads (`engineInfo()` tells).
+   */
+  threads?: number;
 }
 
 let starting: Promise<'wasm'> | undefined;
@@ -22,9 +31,14 @@ let starting: Promise<'wasm'> | undefined;
  * ones swapped for ours. May be called any number of times, before or after `tf.setBackend('wasm')`.
  *
  * @returns the name of the backend that is current afterwards.
- * @throws Error when the wasm backend cannot be started (in a browser: usually because its files were not found).
+ * @throws Error when `threads` is not a whole number from 1 on, and when the wasm backend cannot be started (in a browser:
+ * usually because its files were not found).
  */
 export async function ready(options: ReadyOptions = {}): Promise<'wasm'> {
+  const { threads } = options;
+  if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1)) {
+    throw new Error(`engine: threads of ready is ${threads}; give a whole number from 1 on.`);
+  }
   starting ??= start(options).catch((error) => {
     starting = undefined;
     throw error;
@@ -33,15 +47,18 @@ export async function ready(options: ReadyOptions = {}): Promise<'wasm'> {
   if (tf.getBackend() !== 'wasm') await tf.setBackend('wasm');
   const backend = tf.backend() as tfWasm.BackendWasm;
   guard(backend);
-  await install(backend);
+  const installed = await install(backend);
+  if (installed && threads !== undefined && threads !== installed.threads) installed.threads = threads;
   return 'wasm';
 }
 
-async function start({ wasmPaths }: ReadyOptions): Promise<'wasm'> {
+async function start({ wasmPaths, threads }: ReadyOptions): Promise<'wasm'> {
   if (wasmPaths !== undefined) tfWasm.setWasmPaths(wasmPaths as string);
-  // Our modules share the backend's memory, which its threaded build keeps to itself.
+  // The backend's own threads serve few of its kernels and none of ours.
   if (tf.getBackend() !== 'wasm') tf.env().set('WASM_HAS_MULTITHREAD_SUPPORT', false);
-  const started = await tf.setBackend('wasm');
+  const isShared = threadCount(threads) > 1 && (await findAddon()) === null;
+  const setBackend = () => tf.setBackend('wasm');
+  const started = (isShared && (await withSharedHeap(setBackend))) || (await setBackend());
   if (!started) {
     throw new Error(
       "engine: the wasm backend of TensorFlow.js did not start. In a browser give ready({ wasmPaths }): the folder that serves the .wasm files of '@tensorflow/tfjs-backend-wasm'.",
@@ -66,6 +83,8 @@ export interface EngineInfo {
   kernels: 'relaxed' | 'simd' | 'none';
   /** What @matforge/engine-native runs on ('avx512', 'avx2', 'neon'), null where it is not in use. */
   native: string | null;
+  /** How many threads share the work of a kernel. */
+  threads: number;
   /** Size of the wasm heap in bytes, 0 on other backends. */
   heapBytes: number;
 }
@@ -73,9 +92,15 @@ export interface EngineInfo {
 /** Says which backend and which build of the kernels are in use. */
 export function engineInfo(): EngineInfo {
   const backend = tf.getBackend() ?? 'none';
-  if (backend !== 'wasm') return { backend, kernels: 'none', native: null, heapBytes: 0 };
+  if (backend !== 'wasm') return { backend, kernels: 'none', native: null, threads: 1, heapBytes: 0 };
   const wasm = tf.backend() as tfWasm.BackendWasm;
   const installed = native(wasm);
   const kernels = installed === null ? 'none' : installed.relaxed ? 'relaxed' : 'simd';
-  return { backend, kernels, native: installed?.addon ?? null, heapBytes: heapModule(wasm).HEAPU8.byteLength };
+  return {
+    backend,
+    kernels,
+    native: installed?.isa ?? null,
+    threads: installed?.threads ?? 1,
+    heapBytes: heapModule(wasm).HEAPU8.byteLength,
+  };
 }

@@ -132,11 +132,6 @@ describe('the memory of the backend', () => {
     expect(heapMemory(backendWith(memory, new Uint8Array(8)))).toBeNull();
   });
 
-  it('is left alone where threads share it', () => {
-    const shared = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
-    expect(heapMemory(backendWith(shared, new Uint8Array(shared.buffer)))).toBeNull();
-  });
-
   /** A backend whose heap has room for 100 bytes, as the stock one allocates: it takes 0 for an address. */
   class Full {
     readonly written: number[] = [];

@@ -1,3 +1,4 @@
+import { onHeap } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { CAST_WASM } from './cast.wasm.ts';
 
@@ -31,18 +32,10 @@ interface Kernels {
 
 /** The part of the wasm backend that is used. */
 interface HeapBackend extends tf.KernelBackend {
-  wasm: { HEAPU8: Uint8Array; asm?: Record<string, unknown>; wasmMemory?: unknown };
-  dataIdMap: { get(id: object): { memoryOffset: number } };
   makeOutput(shape: number[], dtype: 'float32'): tf.TensorInfo;
 }
 
-interface WebAssemblyApi {
-  validate(bytes: Uint8Array): boolean;
-  Module: new (bytes: Uint8Array) => object;
-  Instance: new (module: object, imports: object) => { exports: object };
-}
-
-/** The kernels on the heap of one backend; null where they cannot run (no SIMD, a shared memory). */
+/** The kernels on the heap of one backend; null where they cannot run (no SIMD). */
 const attached = new WeakMap<object, Heap | null>();
 
 /** Our kernels working in place on the tensors of the wasm backend. */
@@ -81,17 +74,10 @@ export function heap(): Heap | null {
 }
 
 function attach(backend: HeapBackend): Heap | null {
-  const api = (globalThis as unknown as { WebAssembly?: WebAssemblyApi }).WebAssembly;
-  const isMemory = (value: unknown): boolean => Object.prototype.toString.call(value) === '[object WebAssembly.Memory]';
-  const { wasm } = backend;
-  const memory = [...Object.values(wasm.asm ?? {}), wasm.wasmMemory].find(isMemory) as { buffer: object } | undefined;
-  const bytes = Uint8Array.from(atob(CAST_WASM), (c) => c.charCodeAt(0));
-  // A shared memory (threads) cannot be imported by a module made for an unshared one.
-  if (!memory || memory.buffer !== wasm.HEAPU8.buffer || !api?.validate(bytes)) return null;
-  if (Object.prototype.toString.call(memory.buffer) === '[object SharedArrayBuffer]') return null;
-  const kernels = new api.Instance(new api.Module(bytes), { env: { memory } }).exports as unknown as Kernels;
-  const at = (tensor: tf.TensorInfo | undefined): number =>
-    tensor ? backend.dataIdMap.get(tensor.dataId).memoryOffset : 0;
+  const kernel = onHeap(Uint8Array.from(atob(CAST_WASM), (c) => c.charCodeAt(0)));
+  if (!kernel) return null;
+  const { at } = kernel;
+  const kernels = kernel.exports as unknown as Kernels;
   const made = (info: tf.TensorInfo): tf.Tensor => tf.engine().makeTensorFromTensorInfo(info, backend);
   return {
     round(v, bias, { fraction, low, high, relu }) {
