@@ -9,6 +9,7 @@ export {
 export { readGolden, testGolden } from './golden-files.ts';
 export { lossAndGradients } from './gradients.ts';
 export { denseModel, type LinearMethodSuite, testLinearMethod } from './linear-method.ts';
+export { type MethodSuites, testConformance } from './method.ts';
 export type { Place } from './place.ts';
 export { testReadme } from './readme.ts';
 export { testReproduction } from './reproduction.ts';

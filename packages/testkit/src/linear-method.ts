@@ -22,6 +22,8 @@ import { type OpenPlace, openPlace, type Place, taken, valuesOf } from './place.
 
 /** What {@link testLinearMethod} needs to know about a method. */
 export interface LinearMethodSuite {
+  /** Tells several suites of one method apart. */
+  title?: string;
   /** The method with options that suit kernels of the sizes in `dims`. */
   configured: AnyConfiguredMethod;
   /** Layer widths of the test model, input first. Default [6, 8, 5]. */
@@ -59,7 +61,7 @@ export function testLinearMethod(suite: LinearMethodSuite, where: Place = {}): v
   const attached = (options?: AttachOptions): Promise<tf.Sequential> => attachTo(denseModel(dims), options);
   const input = (seed = 3, shape = [4, dims[0]]): tf.Tensor => random(seed).normal(shape);
 
-  describe(`conformance of ${method.info.id}`, () => {
+  describe(`conformance of ${[method.info.id, ...(suite.title ? [suite.title] : [])].join(', ')}`, () => {
     beforeAll(place.enter);
 
     let before: number;

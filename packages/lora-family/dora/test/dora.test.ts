@@ -1,61 +1,12 @@
-import { attach, detach, functional, lowRankProduct, lowRankScale, random } from '@matforge/core';
-import { denseModel, type GoldenInputs, lossAndGradients, testGolden, testLinearMethod } from '@matforge/testkit';
+import { attach, detach, functional, random } from '@matforge/core';
+import { denseModel, testConformance, testGolden } from '@matforge/testkit';
 import * as tf from '@tensorflow/tfjs';
-import { columnNorms, dora, magnitudeDirection } from '../src/index.ts';
+import { columnNorms, dora } from '../src/index.ts';
+import { suites } from './suite.ts';
 
-testLinearMethod({
-  configured: dora({ rank: 2, alpha: 4, detachNorm: false }),
-  parameters: (inDim, outDim) => 2 * (inDim + outDim) + outDim,
-  refused: [
-    [{ rank: -1 }, /dora\.rank: must be a positive integer, got -1/],
-    [{ detachNorm: 'yes' }, /dora\.detachNorm: .*got "yes"/],
-  ],
-});
+testConformance(suites);
 
-interface Config {
-  r: number;
-  alpha: number;
-  useRslora?: boolean;
-  detachNorm?: boolean;
-}
-
-function onKernel(inputs: GoldenInputs, { r, alpha, useRslora, detachNorm }: Config) {
-  const configured = dora({ rank: r, alpha, useRslora, detachNorm });
-  return functional(configured, { kernel: inputs.matrix('W'), bias: inputs.vector('bias') });
-}
-
-testGolden('dora', __dirname, {
-  forward: (inputs, config: Config) =>
-    tf.tidy(() => {
-      const method = onKernel(inputs, config);
-      const tensors = { A: inputs.tensor('A'), B: inputs.tensor('B'), magnitude: inputs.tensor('magnitude') };
-      const start = method.init();
-      const merged = method.dense(tensors).kernel;
-      const V = tf.add(
-        inputs.tensor('W'),
-        lowRankProduct(tensors.A, tensors.B, lowRankScale({ ...config, rank: config.r })),
-      );
-      return {
-        initialMagnitude: start.magnitude,
-        directionNorm: columnNorms(V),
-        y: method.forward(inputs.tensor('x'), tensors),
-        merged,
-        delta: tf.sub(merged, inputs.tensor('W')),
-        trainableParams: tf.scalar(Object.values(start).reduce((sum, { size }) => sum + size, 0)),
-      };
-    }),
-  gradients: (inputs, config: Config) =>
-    tf.tidy(() => {
-      const method = onKernel(inputs, config);
-      const { loss, gradients } = lossAndGradients(
-        ({ x, ...tensors }) => method.forward(x, tensors),
-        { x: inputs.tensor('x'), A: inputs.tensor('A'), B: inputs.tensor('B'), magnitude: inputs.tensor('magnitude') },
-        inputs.tensor('upstream'),
-      );
-      return { loss, gradA: gradients.A, gradB: gradients.B, gradMagnitude: gradients.magnitude, gradX: gradients.x };
-    }),
-  decomposition: (inputs) => ({ ...magnitudeDirection(inputs.matrix('W0'), inputs.matrix('W1')) }),
-});
+testGolden(suites.id, __dirname, suites.golden);
 
 describe('invariants', () => {
   const kernel = () => random(5).normal([6, 4]) as tf.Tensor2D;

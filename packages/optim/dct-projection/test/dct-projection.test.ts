@@ -1,11 +1,10 @@
 import { disposeTree, flattenTree, random, ready, thinSvd, train } from '@matforge/core';
-import { type GoldenInputs, testGolden, testReadme } from '@matforge/testkit';
+import { testGolden, testReadme } from '@matforge/testkit';
 import * as tf from '@tensorflow/tfjs';
 import {
   DctAdamWOptimizer,
   type DctAdamWOptions,
   type DctAdamWState,
-  type DctState,
   dctAdamW,
   dctMatrix,
   fastDct,
@@ -16,82 +15,15 @@ import {
   selectColumns,
   trion,
 } from '../src/index.ts';
+import { norm, run, suites, tail } from './suite.ts';
 
 beforeAll(async () => {
   await ready('cpu');
 });
 
-const norm = (tensor: tf.Tensor): number => tf.tidy(() => tf.norm(tensor).dataSync()[0]);
 const values = (tensor: tf.Tensor): number[] => Array.from(tensor.dataSync());
 
-/** Runs updates on a single matrix without an optimizer around them. */
-function run(options: DctAdamWOptions, start: tf.Tensor, gradients: tf.Tensor[]): { W: tf.Tensor; state: DctState }[] {
-  const method = dctAdamW(options);
-  let W = start;
-  let state = method.init({ W });
-  return gradients.map((G) => {
-    const result = method.update({ W: G }, state, { W });
-    W = tf.add(W, result.updates.W);
-    state = result.state;
-    return { W, state: state.variables.W };
-  });
-}
-
-testGolden('dct-projection', __dirname, {
-  basis: (_, { n, basis }) => ({ Q: dctMatrix(n, basis) }),
-  fastDct: (inputs) => ({ S: fastDct(inputs.matrix('X')) }),
-  project: (inputs, { rank, basis, norm: score }) =>
-    tf.tidy(() => {
-      const G = inputs.matrix('G');
-      const { side, indices, lowRank, norms } = selectColumns(G, rank, { basis, norm: score });
-      const reconstruction = reconstruct(lowRank, indices, { side, size: Math.min(...G.shape), basis });
-      return {
-        side: side === 'left' ? 0 : 1,
-        norms,
-        indices,
-        lowRank,
-        reconstruction,
-        residual: norm(tf.sub(G, reconstruction)),
-        svdResidual: tail(G, rank),
-      };
-    }),
-  adamSteps: (inputs: GoldenInputs, config: DctAdamWOptions) =>
-    tf.tidy(() => {
-      const W = inputs.matrix('W');
-      const steps = run({ ...config, include: () => true }, W, tf.unstack(inputs.tensor('gradients')));
-      const { m, v, error } = steps[steps.length - 1].state;
-      return {
-        weights: tf.stack(steps.map((step) => step.W)),
-        indices: steps.map(({ state }) => Array.from(state.indices as Int32Array)),
-        m,
-        v,
-        error: error ?? tf.zerosLike(W),
-      };
-    }),
-});
-
-/** Norm of what the best rank-r approximation leaves: the smallest eigenvalues of the Gram matrix, by Jacobi rotations. */
-function tail(G: tf.Tensor2D, rank: number): number {
-  const wide = G.shape[0] <= G.shape[1];
-  const gram = tf.tidy(() => tf.matMul(G, G, !wide, wide).arraySync()) as number[][];
-  const n = gram.length;
-  for (let sweep = 0; sweep < 30; sweep++) {
-    for (let p = 0; p < n; p++) {
-      for (let q = p + 1; q < n; q++) {
-        const angle = 0.5 * Math.atan2(2 * gram[p][q], gram[q][q] - gram[p][p]);
-        const [c, s] = [Math.cos(angle), Math.sin(angle)];
-        for (let k = 0; k < n; k++) {
-          [gram[k][p], gram[k][q]] = [c * gram[k][p] - s * gram[k][q], s * gram[k][p] + c * gram[k][q]];
-        }
-        for (let k = 0; k < n; k++) {
-          [gram[p][k], gram[q][k]] = [c * gram[p][k] - s * gram[q][k], s * gram[p][k] + c * gram[q][k]];
-        }
-      }
-    }
-  }
-  const eigenvalues = gram.map((row, i) => row[i]).sort((a, b) => b - a);
-  return Math.sqrt(eigenvalues.slice(rank).reduce((sum, x) => sum + Math.max(0, x), 0));
-}
+testGolden(suites.id, __dirname, suites.golden);
 
 testReadme(__dirname, require);
 
