@@ -1,9 +1,11 @@
 import * as tf from '@tensorflow/tfjs';
 import type { Kernel, OwnKernel } from './backend.ts';
 import { orViaCpu, viaCpu } from './fill.ts';
+import * as complex from './kernels/complex.ts';
 import * as conv from './kernels/conv.ts';
 import * as data from './kernels/data.ts';
 import { einsum } from './kernels/einsum.ts';
+import { fft, ifft } from './kernels/fft.ts';
 import * as matmul from './kernels/matmul.ts';
 import * as rows from './kernels/rows.ts';
 
@@ -59,21 +61,29 @@ const NATIVE: Record<string, OwnKernel> = {
   Rsqrt: rows.unary('rsqrt'),
   Neg: rows.unary('neg'),
   Step: rows.step,
-  Add: rows.binary('add'),
-  Sub: rows.binary('sub'),
-  Multiply: rows.binary('mul'),
+  Add: complex.orSamePairs(rows.binary('add')),
+  Sub: complex.orSamePairs(rows.binary('sub')),
+  Multiply: complex.orProduct(rows.binary('mul')),
   RealDiv: rows.binary('div'),
   Softmax: rows.softmax,
   Sum: rows.sum,
   Mean: rows.mean,
-  GatherV2: rows.gather,
+  GatherV2: complex.orPairs(rows.gather, complex.withAxis),
   UnsortedSegmentSum: rows.segmentSum,
-  Transpose: rows.transpose,
-  Slice: rows.slice,
-  SplitV: rows.split,
-  Concat: rows.concat,
-  Pack: rows.pack,
-  Unpack: rows.unpack,
+  Transpose: complex.orPairs(rows.transpose, complex.withPermutation),
+  Slice: complex.orPairs(rows.slice, complex.withSlice),
+  SplitV: complex.orPairs(rows.split, complex.withAxis),
+  Concat: complex.orPairs(rows.concat, complex.withAxis),
+  Pack: complex.orPairs(rows.pack, complex.withNewAxis),
+  Unpack: complex.orPairs(rows.unpack, complex.withAxis),
+  Reshape: complex.reshape,
+  Cast: complex.cast,
+  Complex: complex.complex,
+  Real: complex.real,
+  Imag: complex.imag,
+  ComplexAbs: complex.complexAbs,
+  FFT: fft,
+  IFFT: ifft,
 };
 
 /** Stock kernels that give wrong numbers; the cpu backend's are right. */

@@ -263,7 +263,7 @@ export const unpack: OwnKernel = ({ inputs: { value }, attrs, backend }) => {
 export const pack: OwnKernel = ({ inputs, attrs, backend }) => {
   const parts = Object.values(inputs);
   const { shape } = parts[0];
-  const axis = attrs.axis as number;
+  const axis = (attrs.axis as number) < 0 ? (attrs.axis as number) + shape.length + 1 : (attrs.axis as number);
   if (!parts.every((part) => tf.util.arraysEqual(part.shape, shape) && part.dtype === parts[0].dtype)) return null;
   const thick = parts.map((part) => ({ ...part, shape: [...shape.slice(0, axis), 1, ...shape.slice(axis)] }));
   return concat({ inputs: thick as never, attrs: { axis }, backend });
