@@ -176,6 +176,17 @@ describe.each(backends)('products on %s', (backend) => {
     expect(kernels.filter(({ name }) => name === 'BatchMatMul')).toHaveLength(2);
   });
 
+  test.each([
+    ['exp', tf.exp],
+    ['tanh', tf.tanh],
+    ['sigmoid', tf.sigmoid],
+    ['softmax', (t: tf.Tensor) => tf.softmax(t)],
+  ] as [string, (t: tf.Tensor) => tf.Tensor][])('the gradient of %s has right gradients', (_, f) => {
+    repairGradients();
+    const first = (x: tf.Tensor, dy: tf.Tensor): tf.Tensor => tf.grad(f)(x, dy);
+    expect(gradientError(first, [values([2, 5]), values([2, 5], 3)])).toBeLessThan(1e-3);
+  });
+
   test('repairing again, also from another copy of the module, leaves right gradients', async () => {
     repairGradients();
     jest.isolateModules(() =>

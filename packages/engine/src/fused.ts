@@ -3,9 +3,10 @@ import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import type { KernelCall } from './backend.ts';
 import { FUNCTIONS } from './kernels/matmul.ts';
 import { native } from './native.ts';
+import { repairTape } from './tape.ts';
 
-// Each function here is one kernel on the wasm backend and plain ops elsewhere. The activations have second derivatives
-// too; the others first ones.
+// Each function here is one kernel on the wasm backend and plain ops elsewhere, and can be differentiated any number of
+// times: the gradients of gradients are made of the same kernels and of plain ops.
 
 const size = tf.util.sizeFromShape;
 
@@ -525,20 +526,79 @@ const GRADIENTS: Record<string, Gradient> = {
   MatforgeLayerNorm: {
     inputsToSave: ['x', 'gamma'],
     outputsToSave: [false, true, true],
-    gradient: (dys, [x, gamma, mean, rstd]) => {
+    gradient: (dys, [x, gamma, mean, rstd], attrs) => {
       const dy = (dys as tf.Tensor[])[0];
       // All at once: each closure runs in a tidy of its own, which would dispose what another still needs.
-      const [dx, dgamma, dbeta] = run<tf.Tensor[]>('MatforgeLayerNormGrad', { x, gamma, dy, mean, rstd });
+      const [dx, dgamma, dbeta] = run<tf.Tensor[]>('MatforgeLayerNormGrad', { x, gamma, dy, mean, rstd }, attrs);
       return { x: () => dx, gamma: () => dgamma, beta: () => dbeta };
+    },
+  },
+  // With x̂ = (x − mean)·r and its Jacobian P(v) = r(v − mean(v) − x̂·mean(v·x̂)), which is symmetric, the kernel gives
+  // dx = P(γ·dy), dγ = Σ dy·x̂ and dβ = Σ dy. Let a, b, c be the cotangents of the three.
+  MatforgeLayerNormGrad: {
+    inputsToSave: ['x', 'gamma', 'dy', 'mean', 'rstd'],
+    gradient: (gs, [x, gamma, dy, mean, rstd], attrs) => {
+      const [a, b, c] = gs as tf.Tensor[];
+      const eps = attrs.eps as number;
+      const [ones, zeros] = [tf.onesLike(gamma), tf.zerosLike(gamma)];
+      const rowMean = (u: tf.Tensor, v: tf.Tensor): tf.Tensor => tf.mean(tf.mul(u, v), -1, true);
+      const project = (v: tf.Tensor): tf.Tensor =>
+        run<tf.Tensor[]>('MatforgeLayerNormGrad', { x, gamma: ones, dy: v, mean, rstd }, attrs)[0];
+      const normal = (): tf.Tensor => layerNorm(x, ones, zeros, eps);
+      return {
+        // Through x̂ in dγ and in P, and through r in P, for r′(x) = −r²·x̂/n.
+        x: () => {
+          const [hat, u] = [normal(), tf.mul(dy, gamma)];
+          const centred = tf.sub(x, tf.mean(x, -1, true));
+          const r = tf.rsqrt(tf.add(rowMean(centred, centred), eps));
+          const bend = tf.add(tf.mul(a, rowMean(u, hat)), tf.mul(u, rowMean(a, hat)));
+          const slope = project(tf.sub(tf.mul(dy, b), tf.mul(bend, r)));
+          return tf.sub(slope, tf.mul(tf.mul(hat, r), rowMean(a, project(u))));
+        },
+        gamma: () => {
+          const axes = x.shape.map((_, axis) => axis).slice(0, -1);
+          return tf.sum(tf.mul(dy, project(a)), axes);
+        },
+        dy: () => tf.add(tf.add(tf.mul(project(a), gamma), tf.mul(normal(), b)), c),
+        // Both are functions of x, and x has their share already.
+        mean: () => tf.zerosLike(mean),
+        rstd: () => tf.zerosLike(rstd),
+      };
     },
   },
   MatforgeLogSoftmax: {
     outputsToSave: [true],
     gradient: (dy, [y]) => ({ x: () => run('MatforgeLogSoftmaxGrad', { y, dy: dy as tf.Tensor }) }),
   },
+  // dx = dy − exp(y)·Σ dy
+  MatforgeLogSoftmaxGrad: {
+    inputsToSave: ['y', 'dy'],
+    gradient: (g, [y, dy]) => {
+      const weighted = (): tf.Tensor => tf.mul(g as tf.Tensor, tf.exp(y));
+      return {
+        y: () => tf.neg(tf.mul(weighted(), tf.sum(dy, -1, true))),
+        dy: () => tf.sub(g as tf.Tensor, tf.sum(weighted(), -1, true)),
+      };
+    },
+  },
   MatforgeCausalSoftmax: {
     outputsToSave: [true],
     gradient: (dy, [y], attrs) => ({ x: () => run('MatforgeSoftmaxGrad', { y, dy: dy as tf.Tensor }, attrs) }),
+  },
+  // dx = scale·y·(dy − Σ y·dy), symmetric in dy
+  MatforgeSoftmaxGrad: {
+    inputsToSave: ['y', 'dy'],
+    gradient: (g, [y, dy], attrs) => {
+      const upstream = g as tf.Tensor;
+      const dot = (v: tf.Tensor): tf.Tensor => tf.sum(tf.mul(y, v), -1, true);
+      return {
+        y: () => {
+          const slope = tf.sub(tf.mul(upstream, tf.sub(dy, dot(dy))), tf.mul(dy, dot(upstream)));
+          return tf.mul(slope, (attrs.scale as number | undefined) ?? 1);
+        },
+        dy: () => run('MatforgeSoftmaxGrad', { y, dy: upstream }, attrs),
+      };
+    },
   },
   MatforgeCrossEntropy: {
     inputsToSave: ['logits', 'labels'],
@@ -547,7 +607,28 @@ const GRADIENTS: Record<string, Gradient> = {
       const dloss = (dys as tf.Tensor[])[0];
       return {
         logits: () => run('MatforgeCrossEntropyGrad', { logits, labels, lse, dloss }),
-        labels: () => tf.zerosLike(labels),
+        labels: () => tf.zeros(labels.shape),
+      };
+    },
+  },
+  // dlogits = dloss·(softmax(logits) − target), 0 in rows that are ignored
+  MatforgeCrossEntropyGrad: {
+    inputsToSave: ['logits', 'labels', 'lse', 'dloss'],
+    gradient: (g, [logits, labels, lse, dloss]) => {
+      const upstream = g as tf.Tensor;
+      return {
+        logits: () => {
+          const inRange = tf.logicalAnd(tf.greaterEqual(labels, 0), tf.less(labels, logits.shape.at(-1)!));
+          const weights = tf.expandDims(tf.mul(dloss, tf.cast(inRange, 'float32')), -1);
+          return run('MatforgeSoftmaxGrad', { y: tf.softmax(logits), dy: tf.mul(upstream, weights) });
+        },
+        dloss: () => {
+          const slope = run<tf.Tensor>('MatforgeCrossEntropyGrad', { logits, labels, lse, dloss: tf.onesLike(dloss) });
+          return tf.sum(tf.mul(upstream, slope), -1);
+        },
+        labels: () => tf.zeros(labels.shape),
+        // A function of logits, which have its share already.
+        lse: () => tf.zerosLike(lse),
       };
     },
   },
@@ -555,6 +636,7 @@ const GRADIENTS: Record<string, Gradient> = {
 
 /** Registers the fused kernels of a wasm backend that carries our module, and their gradients. */
 export function registerFused(): void {
+  repairTape();
   for (const [kernelName, kernelFunc] of Object.entries(KERNELS)) {
     if (tf.getKernel(kernelName, 'wasm')) tf.unregisterKernel(kernelName, 'wasm');
     tf.registerKernel({ kernelName, backendName: 'wasm', kernelFunc: kernelFunc as unknown as tf.KernelFunc });

@@ -15,3 +15,4 @@ export {
 export * from './linalg.ts';
 export { type HeapKernels, onHeap } from './native.ts';
 export { type EngineInfo, engineInfo, type ReadyOptions, ready } from './ready.ts';
+export { repairTape } from './tape.ts';
