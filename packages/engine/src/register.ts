@@ -7,7 +7,9 @@ import * as data from './kernels/data.ts';
 import { einsum } from './kernels/einsum.ts';
 import { fft, ifft } from './kernels/fft.ts';
 import * as matmul from './kernels/matmul.ts';
+import * as morphology from './kernels/morphology.ts';
 import * as rows from './kernels/rows.ts';
+import * as volume from './kernels/volume.ts';
 
 const STOCK = Symbol.for('matforge.engine.stock');
 
@@ -46,6 +48,16 @@ const NATIVE: Record<string, OwnKernel> = {
   MaxPoolGrad: conv.maxPoolGrad,
   AvgPool: conv.avgPool,
   AvgPoolGrad: conv.avgPoolGrad,
+  Conv3D: volume.conv3d,
+  Conv3DBackpropInputV2: volume.conv3dBackpropInput,
+  Conv3DBackpropFilterV2: volume.conv3dBackpropFilter,
+  MaxPool3D: volume.maxPool3d,
+  MaxPool3DGrad: volume.maxPool3dGrad,
+  AvgPool3D: volume.avgPool3d,
+  AvgPool3DGrad: volume.avgPool3dGrad,
+  Dilation2D: morphology.dilation2d,
+  Dilation2DBackpropInput: morphology.dilation2dBackpropInput,
+  Dilation2DBackpropFilter: morphology.dilation2dBackpropFilter,
   Exp: rows.unary('exp'),
   Tanh: rows.unary('tanh'),
   Erf: rows.unary('erf'),
