@@ -309,8 +309,8 @@ type Call = (...values: number[]) => number;
 
 /** Below this many numbers one thread is done before another has woken up. */
 const LEAST = 1 << 15;
-/** The same for multiplications in a product. */
-const LEAST_PRODUCT = 1 << 19;
+/** The same for multiplications in a product: 16 take as long as one number that comes from memory. */
+const LEAST_PRODUCT = 16 * LEAST;
 
 /** The kernels that have something to share, as functions of the same arguments that use the threads of a pool. */
 export function sharedKernels(kernels: WasmExports, pool: Pool): Record<string, Call> {
@@ -332,7 +332,9 @@ function shareRows(name: string, letters: string[], kernels: WasmExports, pool: 
     const [images = 0, inH = 0, inW = 0, channels = 0, outH = 0, outW = 0, filters = 0, kernelH = 0, kernelW = 0] =
       geometry ?? [];
     const length = (unit < 0 ? 1 : values[unit]) * (inner < 0 ? 1 : values[inner]);
-    const row = geometry ? outH * outW * channels : bytesAt > 0 ? values[bytesAt] / 4 : length;
+    const taps = outH * outW * kernelH * kernelW;
+    const image = at('W') < 0 ? (taps * Math.max(channels, filters)) / 2 : (taps * channels * filters) / 16;
+    const row = geometry ? image : bytesAt > 0 ? values[bytesAt] / 4 : length;
     const total = geometry ? images : values[rows];
     if (pool.size === 1 || row * total < LEAST) return kernels[name](...values);
     // Sums over pieces cost memory and time for each.
