@@ -1,6 +1,7 @@
 import * as tf from '@tensorflow/tfjs';
 import type { Kernel, OwnKernel } from './backend.ts';
 import { orViaCpu, viaCpu } from './fill.ts';
+import { batchNorm, registerBatchNormGradient } from './kernels/batch-norm.ts';
 import * as complex from './kernels/complex.ts';
 import * as conv from './kernels/conv.ts';
 import * as data from './kernels/data.ts';
@@ -58,6 +59,7 @@ const NATIVE: Record<string, OwnKernel> = {
   Dilation2D: morphology.dilation2d,
   Dilation2DBackpropInput: morphology.dilation2dBackpropInput,
   Dilation2DBackpropFilter: morphology.dilation2dBackpropFilter,
+  FusedBatchNorm: batchNorm,
   Exp: rows.unary('exp'),
   Tanh: rows.unary('tanh'),
   Erf: rows.unary('erf'),
@@ -140,6 +142,7 @@ export function registerKernels(withNative: boolean): void {
       kernelFunc: kernel as unknown as tf.KernelFunc,
     });
   }
+  if (withNative) registerBatchNormGradient();
 }
 
 function withFallback(kernel: OwnKernel, fallback: Kernel): Kernel {

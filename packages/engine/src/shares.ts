@@ -27,4 +27,6 @@ export const SHARES: Record<string, string> = {
   mf_max_pool_back: 'GIPI',
   mf_avg_pool: 'GIP',
   mf_avg_pool_back: 'GPI',
+  mf_affine: 'NuR---R',
+  mf_batch_norm_back: 'NuRR--RAA',
 };
