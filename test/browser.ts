@@ -1,13 +1,14 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { createRequire } from 'node:module';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
-import { build, type Plugin } from 'esbuild';
+import { dirname, join } from 'node:path';
+import { type BuildOptions, build, type Plugin } from 'esbuild';
 import { type Browser, chromium, type Page } from 'playwright-core';
 
-/** Backends of TensorFlow.js that only a browser has. */
-export type BrowserBackend = 'webgl' | 'webgpu';
+/** Backends of TensorFlow.js as a page has them; `webgl` and `webgpu` only there. */
+export type BrowserBackend = 'webgl' | 'webgpu' | 'wasm';
 
 const executablePath = [
   process.env['CHROMIUM'],
@@ -23,11 +24,13 @@ const ARGS = ['--no-sandbox', '--no-first-run', '--disable-background-networking
 const RENDERER: Record<BrowserBackend, string[]> = {
   webgl: ['--enable-unsafe-swiftshader'],
   webgpu: ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-features=Vulkan'],
+  wasm: [],
 };
 
 const AVAILABLE: Record<BrowserBackend, string> = {
   webgl: "document.createElement('canvas').getContext('webgl2') !== null",
   webgpu: '(await navigator.gpu?.requestAdapter() ?? null) !== null',
+  wasm: "typeof WebAssembly === 'object'",
 };
 
 /**
@@ -66,13 +69,66 @@ const fromSource: Plugin = {
   setup({ onResolve }) {
     onResolve({ filter: /^@matforge\// }, ({ path }) => {
       const [, name, part = 'index'] = path.split('/');
-      const folders = ['.', 'lora-family', 'structured'].map((family) => join(packages, family, name));
-      const folder = folders.find((each) => existsSync(join(each, 'package.json')));
+      const families = ['.', 'lora-family', 'structured', 'optim', 'watermark'];
+      const folder = families
+        .map((family) => join(packages, family, name))
+        .find((each) => existsSync(join(each, 'package.json')));
       return folder ? { path: join(folder, 'src', `${part}.ts`) } : { external: true };
     });
-    onResolve({ filter: /^(node:|gpu\.js$)/ }, () => ({ external: true }));
+    onResolve({ filter: /^gpu\.js$/ }, () => ({
+      path: join(packages, 'core/node_modules/gpu.js/dist/gpu-browser.min.js'),
+    }));
+    // What runs in Node alone, such as the README runner of testkit, falls away where a page does not use it.
+    onResolve({ filter: /^(node:|@swc\/core$)/ }, () => ({ external: true }));
   },
 };
+
+/** What jest's `expect` asks of Node, for a page: an assertion prints neither files nor colours there. */
+const ABSENT: Record<string, string> = {
+  process: 'module.exports = process;',
+  'util/types': `module.exports = {
+    isDate: (value) => value instanceof Date, isRegExp: (value) => value instanceof RegExp,
+    isNativeError: (value) => value instanceof Error, isPromise: (value) => value instanceof Promise,
+  };`,
+  'stack-utils': 'module.exports = class { static nodeInternals() { return []; } };',
+  'graceful-fs': 'module.exports = {};',
+  path: "module.exports = { sep: '/', resolve: () => '/', basename: () => '', join: (...parts) => parts.join('/') };",
+  url: 'module.exports = {};',
+};
+
+const withoutNode: Plugin = {
+  name: 'without-node',
+  setup({ onResolve, onLoad }) {
+    const names = new RegExp(`^(${Object.keys(ABSENT).join('|')})$`);
+    onResolve({ filter: names }, ({ path }) => ({ path, namespace: 'absent' }));
+    onLoad({ filter: names, namespace: 'absent' }, ({ path }) => ({ contents: ABSENT[path] }));
+  },
+};
+
+async function bundle(options: BuildOptions): Promise<string> {
+  const { outputFiles } = await build({
+    bundle: true,
+    format: 'iife',
+    target: 'es2022',
+    logLevel: 'error',
+    ...options,
+    write: false,
+  });
+  return (outputFiles as { text: string }[])[0].text;
+}
+
+/** jest's own `expect` as a script that sets the global. It is a bundle of its own: our sources get no shims of Node. */
+const expectScript = (): Promise<string> =>
+  bundle({
+    stdin: { contents: "globalThis.expect = require('expect').expect;", resolveDir: __dirname },
+    plugins: [withoutNode],
+    define: { global: 'globalThis', __dirname: '"/"' },
+    banner: {
+      js: `{ const process = { env: {}, argv: [], platform: 'browser', versions: {}, cwd: () => '/', stdout: {}, stderr: {} };
+        const Buffer = { isBuffer: () => false };`,
+    },
+    footer: { js: '}' },
+  });
 
 /** A page that runs a module of ours. */
 export interface TestPage {
@@ -82,27 +138,52 @@ export interface TestPage {
   close(): Promise<void>;
 }
 
-/** Bundles a module from source, opens it in a browser that has the backend. The caller closes it. */
-export async function openPage(entry: string, backend: BrowserBackend): Promise<TestPage> {
-  const { outputFiles } = await build({
-    entryPoints: [entry],
-    bundle: true,
-    write: false,
-    format: 'iife',
+/** Options of {@link openPage}. */
+export interface PageOptions {
+  /** Gives the page jest's `expect` as a global. Default false. */
+  expect?: boolean;
+  /** Serves the page with the headers that make it cross-origin isolated, so that it may share memory. Default false. */
+  isolated?: boolean;
+}
+
+/**
+ * Bundles a module from source and opens it in a browser that has the backend. The caller closes it. The page finds the
+ * files of the wasm backend under `/wasm/`.
+ *
+ * @param entry a file, or a module's text, whose imports are then relative to this folder.
+ */
+export async function openPage(
+  entry: string | { readonly text: string },
+  backend: BrowserBackend,
+  { expect = false, isolated = false }: PageOptions = {},
+): Promise<TestPage> {
+  const script = await bundle({
+    ...(typeof entry === 'string'
+      ? { entryPoints: [entry] }
+      : { stdin: { contents: entry.text, resolveDir: __dirname, loader: 'ts' as const } }),
     globalName: 'exported',
-    target: 'es2022',
-    logLevel: 'error',
     plugins: [fromSource],
     // The sources name TensorFlow.js packages that the workspace root has.
     nodePaths: [join(__dirname, '../node_modules')],
   });
-  const script = outputFiles[0].text;
-  const server = createServer(({ url }, response) => {
-    const [type, body] =
-      url === '/'
-        ? ['text/html', '<!doctype html><meta charset="utf-8"><script src="/page.js"></script>']
-        : ['text/javascript', script];
-    response.writeHead(200, { 'content-type': type }).end(body);
+  const scripts: Record<string, string> = { '/page.js': script };
+  if (expect) scripts['/expect.js'] = await expectScript();
+  const html = `<!doctype html><meta charset="utf-8">${Object.keys(scripts)
+    .sort()
+    .map((url) => `<script src="${url}"></script>`)
+    .join('')}`;
+  const wasmFiles = dirname(createRequire(__filename).resolve('@tensorflow/tfjs-backend-wasm'));
+  const headers = isolated
+    ? { 'cross-origin-opener-policy': 'same-origin', 'cross-origin-embedder-policy': 'require-corp' }
+    : {};
+  const server = createServer(({ url = '/' }, response) => {
+    const send = (type: string, body: string | Uint8Array) =>
+      response.writeHead(200, { 'content-type': type, ...headers }).end(body);
+    const wasm = url.match(/^\/wasm\/([\w-]+\.wasm)$/)?.[1];
+    if (url === '/') send('text/html', html);
+    else if (scripts[url]) send('text/javascript', scripts[url]);
+    else if (wasm) send('application/wasm', readFileSync(join(wasmFiles, wasm)));
+    else response.writeHead(404, headers).end();
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   let browser: Browser | undefined;
@@ -113,7 +194,10 @@ export async function openPage(entry: string, backend: BrowserBackend): Promise<
   try {
     browser = await chromium.launch(launchOptions(backend));
     const page = await browser.newPage();
+    const broken: Error[] = [];
+    page.on('pageerror', (error) => broken.push(error));
     await page.goto(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`);
+    if (broken.length > 0) throw broken[0];
     const call = <Result>(name: string, ...args: unknown[]): Promise<Result> =>
       page.evaluate(`exported[${JSON.stringify(name)}](...${JSON.stringify(args)})`);
     return { page, call, close };

@@ -2,6 +2,7 @@ import { type ReadyOptions as EngineOptions, ready as prepareEngine } from '@mat
 import * as tf from '@tensorflow/tfjs';
 import { refuse } from './errors.ts';
 import { repairGradients } from './ops/index.ts';
+import { refineTrigonometry } from './ops/trigonometry.ts';
 
 export { onHeap } from '@matforge/engine';
 
@@ -52,6 +53,7 @@ async function start(backend: string): Promise<void> {
   if (backend === 'cpu') return;
   if (backend === 'webgpu') refuseBlockingReads(tf.backend() as Device);
   fillKernels(backend);
+  if (backend === 'webgl' || backend === 'webgpu') await refineTrigonometry(backend);
 }
 
 const registered = (): string[] =>

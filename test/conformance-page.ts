@@ -1,0 +1,41 @@
+// Runs in a browser, or in Node for the names: the conformance suites of methods, collected and run one by one.
+import { ready } from '@matforge/core';
+import { type ReadyOptions, ready as readyEngine } from '@matforge/engine';
+import { type GoldenCase, type MethodSuites, type Place, testConformance, testGoldenCases } from '@matforge/testkit';
+import { type Collected, collect } from './collect.ts';
+
+/** Cases of golden files by method. */
+export type Goldens = Record<string, GoldenCase[]>;
+
+/** The tests of methods at a place. */
+export function collectSuites(all: readonly MethodSuites[], goldens: Goldens, place: Place): Collected[] {
+  return collect(() => {
+    for (const suites of all) {
+      testConformance(suites, place);
+      testGoldenCases(suites.id, goldens[suites.id], suites.golden, 'test/golden.json', place);
+    }
+  });
+}
+
+/** What a page exports: {@link collectSuites} and a way to run what was collected. */
+export function pageOf(all: readonly MethodSuites[]) {
+  let tests: Collected[] = [];
+  return {
+    async start(goldens: Goldens, place: Place, engine?: ReadyOptions): Promise<string[]> {
+      if (engine) await readyEngine(engine);
+      if (place.backend === 'webgpu') await import('@tensorflow/tfjs-backend-webgpu');
+      await ready(place.backend);
+      tests = collectSuites(all, goldens, place);
+      return tests.map(({ path }) => path.join(' › '));
+    },
+    /** What went wrong in a test, '' where nothing did. */
+    async run(index: number): Promise<string> {
+      try {
+        await tests[index].run();
+        return '';
+      } catch (error) {
+        return String((error as Error)?.stack ?? error);
+      }
+    },
+  };
+}
