@@ -361,21 +361,11 @@ function second([name, make]: Row): Row {
   ];
 }
 
-// Gradients of gradients, for what the engine computes by kernels of its own and for what tfjs takes from results.
+// What has a second derivative; linear ops have none, and tfjs none for convolutions, pooling and elu.
 const SECOND = [
-  'exp',
-  'tanh',
-  'sigmoid',
-  'softplus',
-  'gelu',
-  'gelu, tanh form',
-  'silu',
-  'softmax',
-  'logSoftmax',
-  'causalSoftmax',
-  'softmaxCrossEntropy',
-  'layerNorm',
-  'matMul, all transpositions',
+  ...['exp', 'tanh', 'erf', 'sigmoid', 'log', 'softplus', 'selu', 'square', 'sqrt', 'rsqrt', 'mul', 'div'],
+  ...['gelu', 'gelu, tanh form', 'silu', 'softmax', 'logSoftmax', 'causalSoftmax', 'softmaxCrossEntropy', 'layerNorm'],
+  ...['matMul, all transpositions', 'matMul, batches repeated', 'fused matMul with bias, sigmoid', 'einsum'],
 ];
 
 /** Kernel against cpu, gradients included, and gradients against differences, for random shapes. */
