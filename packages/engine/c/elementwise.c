@@ -1,7 +1,7 @@
 // Element-wise functions, their gradients, and the optimizer steps.
 #include "vmath.h"
 
-enum { EXP, TANH, ERF, SIGMOID, LOG, SOFTPLUS, RELU, RELU6, ELU, GELU_ERF, GELU_TANH, SILU, SELU, SQUARE, SQRT, RSQRT, NEG, STEP };
+enum { EXP, TANH, ERF, SIGMOID, LOG, SOFTPLUS, RELU, RELU6, ELU, GELU_ERF, GELU_TANH, SILU, SELU, SQUARE, SQRT, RSQRT, NEG, STEP, SIGN, RECIPROCAL, EXPM1, LOG1P };
 
 // The normal distribution: Φ(-|x|) = exp(-x²/2)·t·P(t) with t = 1/(1 + 0.3|x|), P a minimax fit (relative error 1.3e-7). The
 // exponential is the density's as well, so that the slope of GELU costs one, not two.
@@ -58,6 +58,31 @@ INLINE f4 step(f4 x) {
   return select(x, wasm_v128_and(splat(1.0f), wasm_f32x4_gt(x, splat(0.0f))), wasm_f32x4_ne(x, x));
 }
 
+INLINE f4 sign(f4 x) {
+  f4 one = splat(1.0f), zero = splat(0.0f);
+  return sub(wasm_v128_and(one, wasm_f32x4_gt(x, zero)), wasm_v128_and(one, wasm_f32x4_lt(x, zero)));
+}
+INLINE f4 reciprocal(f4 x) { return div4(splat(1.0f), x); }
+// exp(x) - 1: where that would lose digits, the series.
+INLINE f4 exp_minus_one(f4 x) {
+  f4 p = splat(1.0f / 40320);
+  p = madd(p, x, splat(1.0f / 5040));
+  p = madd(p, x, splat(1.0f / 720));
+  p = madd(p, x, splat(1.0f / 120));
+  p = madd(p, x, splat(1.0f / 24));
+  p = madd(p, x, splat(1.0f / 6));
+  p = madd(p, x, splat(0.5f));
+  f4 near = madd(mul(x, x), p, x);
+  return select(near, sub(exp4(x), splat(1.0f)), wasm_f32x4_lt(absolute(x), splat(0.5f)));
+}
+// log(1 + x): what rounding took from u = 1 + x comes back with the factor x/(u - 1).
+INLINE f4 log_one_plus(f4 x) {
+  f4 u = add(splat(1.0f), x), taken = sub(u, splat(1.0f));
+  f4 y = mul(log4(u), div4(x, taken));
+  y = select(x, y, wasm_f32x4_eq(taken, splat(0.0f)));
+  return select(x, y, wasm_f32x4_eq(x, splat(__builtin_inff())));
+}
+
 SHARE("-NRR")
 EXPORT void mf_unary(int op, int n, const float *x, float *y) {
   switch (op) {
@@ -79,6 +104,10 @@ EXPORT void mf_unary(int op, int n, const float *x, float *y) {
     case RSQRT: MAP1(n, x, y, inverse_root); break;
     case NEG: MAP1(n, x, y, negative); break;
     case STEP: MAP1(n, x, y, step); break;
+    case SIGN: MAP1(n, x, y, sign); break;
+    case RECIPROCAL: MAP1(n, x, y, reciprocal); break;
+    case EXPM1: MAP1(n, x, y, exp_minus_one); break;
+    case LOG1P: MAP1(n, x, y, log_one_plus); break;
   }
 }
 

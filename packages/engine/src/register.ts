@@ -2,6 +2,7 @@ import * as tf from '@tensorflow/tfjs';
 import type { Kernel, OwnKernel } from './backend.ts';
 import { orViaCpu, viaCpu } from './fill.ts';
 import { batchNorm, registerBatchNormGradient } from './kernels/batch-norm.ts';
+import * as broadcast from './kernels/broadcast.ts';
 import * as complex from './kernels/complex.ts';
 import * as conv from './kernels/conv.ts';
 import * as data from './kernels/data.ts';
@@ -79,9 +80,35 @@ const NATIVE: Record<string, OwnKernel> = {
   Sub: complex.orSamePairs(rows.binary('sub')),
   Multiply: complex.orProduct(rows.binary('mul')),
   RealDiv: rows.binary('div'),
+  Sign: rows.unary('sign'),
+  Reciprocal: rows.unary('reciprocal'),
+  Expm1: rows.unary('expm1'),
+  Log1p: rows.unary('log1p'),
+  LeakyRelu: broadcast.leakyRelu,
+  Pow: broadcast.pow,
+  Maximum: broadcast.maximum,
+  Minimum: broadcast.minimum,
+  SquaredDifference: broadcast.squaredDifference,
+  Equal: broadcast.equal,
+  NotEqual: broadcast.notEqual,
+  Greater: broadcast.greater,
+  GreaterEqual: broadcast.greaterEqual,
+  Less: broadcast.less,
+  LessEqual: broadcast.lessEqual,
+  LogicalAnd: broadcast.logicalAnd,
+  LogicalOr: broadcast.logicalOr,
+  Select: broadcast.select,
   Softmax: rows.softmax,
   Sum: rows.sum,
   Mean: rows.mean,
+  Max: broadcast.max,
+  Min: broadcast.min,
+  All: broadcast.all,
+  Any: broadcast.any,
+  Cumsum: broadcast.cumsum,
+  Tile: broadcast.tile,
+  Reverse: broadcast.reverse,
+  StridedSlice: broadcast.stridedSlice,
   GatherV2: complex.orPairs(rows.gather, complex.withAxis),
   UnsortedSegmentSum: rows.segmentSum,
   Transpose: complex.orPairs(rows.transpose, complex.withPermutation),
@@ -91,7 +118,7 @@ const NATIVE: Record<string, OwnKernel> = {
   Pack: complex.orPairs(rows.pack, complex.withNewAxis),
   Unpack: complex.orPairs(rows.unpack, complex.withAxis),
   Reshape: complex.reshape,
-  Cast: complex.cast,
+  Cast: broadcast.orToBool(complex.cast),
   Complex: complex.complex,
   Real: complex.real,
   Imag: complex.imag,

@@ -23,6 +23,10 @@ export const FUNCTIONS = {
   rsqrt: 15,
   neg: 16,
   step: 17,
+  sign: 18,
+  reciprocal: 19,
+  expm1: 20,
+  log1p: 21,
 } as const;
 
 /** Bias and activation that follow a product, checked before any work. */

@@ -2,6 +2,7 @@ import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import type { OwnKernel } from '../backend.ts';
 import { native } from '../native.ts';
+import * as broadcast from './broadcast.ts';
 import { identity } from './data.ts';
 import { FUNCTIONS } from './matmul.ts';
 
@@ -26,22 +27,28 @@ const STEP = unary('step');
 /** Codes of the functions of two numbers in c/elementwise.c. */
 const PAIRS = { add: 0, sub: 1, mul: 2, div: 3 } as const;
 
+const ANY_SHAPES = { add: broadcast.add, sub: broadcast.sub, mul: broadcast.multiply, div: broadcast.divide };
+
 /**
- * An element-wise function of two float32 tensors: of one shape, or the second one repeated along leading axes of the
- * first (a bias, a number). Other broadcasts are the stock kernels' work.
+ * An element-wise function of two tensors. Those of float32 and one shape, or with the second one repeated along leading
+ * axes of the first (a bias, a number), have the fastest kernel.
  */
 export function binary(name: keyof typeof PAIRS): OwnKernel {
   const commutes = name === 'add' || name === 'mul';
-  return ({ inputs: { a, b }, backend }) => {
+  return (call) => {
+    const { inputs, backend } = call;
+    const { a, b } = inputs;
     const engine = native(backend);
-    if (!engine || a.dtype !== 'float32' || b.dtype !== 'float32') return null;
+    if (!engine || a.dtype !== 'float32' || b.dtype !== 'float32') return ANY_SHAPES[name](call);
     const swapped = commutes && size(a.shape) < size(b.shape);
     const [first, second] = swapped ? [b, a] : [a, b];
-    const lead = first.shape.length - second.shape.length;
     const n = size(second.shape);
-    // One number fits any shape; axes of one element in front do not count otherwise.
-    if (lead < 0 || (n !== 1 && !second.shape.every((length, axis) => length === first.shape[axis + lead])))
-      return null;
+    // Axes of one element in front do not count where the result has the shape of the first all the same.
+    const from = second.shape.findIndex((length) => length !== 1);
+    const own = from < 0 ? [] : second.shape.slice(from);
+    const lead = first.shape.length - own.length;
+    if (first.shape.length < second.shape.length || !own.every((length, axis) => length === first.shape[axis + lead]))
+      return ANY_SHAPES[name](call);
     const out = backend.makeOutput(first.shape, 'float32');
     const all = size(first.shape);
     const at = [first, second, out].map((tensor) => engine.at(tensor));
@@ -212,7 +219,7 @@ export const slice: OwnKernel = (args) => {
   tf.slice_util.assertParamsValid(x as tf.Tensor, begin, lengths);
   const partial = lengths.flatMap((length, axis) => (length === x.shape[axis] ? [] : [axis]));
   if (partial.length === 0) return identity(args);
-  if (partial.length > 1) return null;
+  if (partial.length > 1) return broadcast.slice(args);
   const [axis] = partial;
   return cut(backend, x, axis, begin[axis], lengths[axis]);
 };
