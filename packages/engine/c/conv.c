@@ -1,10 +1,9 @@
 // 2-D convolutions (as matrix products over gathered patches), depthwise convolutions and pooling, with gradients.
-// Images are [batch, height, width, channels], filters [height, width, in, out].
+#include "geometry.h"
 #include "sgemm.h"
-
-typedef struct {
-  int batch, in_h, in_w, channels, out_h, out_w, filters, kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w;
-} Geometry;
+#ifdef __wasm__
+#include "direct.h"
+#endif
 
 // Patches of output pixels [from, to) as rows of kernel_h·kernel_w·channels. Written in order, so that the last of a few
 // numbers may be written with what follows them: that is overwritten next (up to three floats past the end are not ours).
@@ -97,13 +96,34 @@ INLINE int pointwise(const Geometry *g) {
          g->in_h == g->out_h && g->in_w == g->out_w;
 }
 
-// Bytes of work area: one chunk of patches and that of sgemm.
+// Machine code has wider vectors for products over patches than for these.
+#ifdef __wasm__
+#define DIRECT(fits, run) \
+  if (!pointwise(g) && fits(g)) { \
+    run; \
+    return; \
+  }
+static size_t direct_work(const Geometry *g) {
+  size_t floats = direct_fits(g) ? direct_floats(g) : 0;
+  size_t input = direct_back_input_fits(g) ? direct_back_input_floats(g) : 0;
+  size_t filter = direct_back_filter_fits(g) ? direct_back_filter_floats(g) : 0;
+  if (input > floats) floats = input;
+  return filter > floats ? filter : floats;
+}
+#else
+#define DIRECT(fits, run)
+static size_t direct_work(const Geometry *g) { return g ? 0 : 0; }
+#endif
+
+// Bytes of work area: one chunk of patches and that of sgemm, or what is needed without patches.
 EXPORT double mf_conv_work(const Geometry *g) {
-  return (double)(pointwise(g) ? 0 : chunk(g)) * depth(g) * sizeof(float) + SGEMM_WORK * sizeof(float) + 64;
+  double patched = (double)(pointwise(g) ? 0 : chunk(g)) * depth(g) + SGEMM_WORK, direct = (double)direct_work(g);
+  return (patched > direct ? patched : direct) * sizeof(float) + 64;
 }
 
 SHARE("GI-OW")
 EXPORT void mf_conv(const Geometry *g, const float *x, const float *w, float *y, float *work) {
+  DIRECT(direct_fits, direct_conv(g, x, w, y, work))
   int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
   if (pointwise(g)) {
     sgemm(0, 0, all, n, k, x, k, w, n, y, n, 0, work);
@@ -119,6 +139,7 @@ EXPORT void mf_conv(const Geometry *g, const float *x, const float *w, float *y,
 
 SHARE("GIOAW")
 EXPORT void mf_conv_back_filter(const Geometry *g, const float *x, const float *dy, float *dw, float *work) {
+  DIRECT(direct_back_filter_fits, direct_back_filter(g, x, dy, dw, work))
   int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
   if (pointwise(g)) {
     sgemm(1, 0, k, n, all, x, k, dy, n, dw, n, 0, work);
@@ -135,6 +156,7 @@ EXPORT void mf_conv_back_filter(const Geometry *g, const float *x, const float *
 
 SHARE("GO-IW")
 EXPORT void mf_conv_back_input(const Geometry *g, const float *dy, const float *w, float *dx, float *work) {
+  DIRECT(direct_back_input_fits, direct_back_input(g, dy, w, dx, work))
   int k = depth(g), n = g->filters, all = pixels(g), step = chunk(g);
   if (pointwise(g)) {
     sgemm(0, 1, all, k, n, dy, n, w, n, dx, k, 0, work);
@@ -281,12 +303,51 @@ static void max_pool(const Geometry *g, const float *x, float *y, const float *d
       }
 }
 
+// Windows of two by two that lie side by side in the image, all channels in whole vectors: most of the pooling there is.
+static int halves(const Geometry *g) {
+  return g->kernel_h == 2 && g->kernel_w == 2 && g->stride_h == 2 && g->stride_w == 2 && g->dilation_h == 1 &&
+         g->dilation_w == 1 && g->top == 0 && g->left == 0 && 2 * g->out_h <= g->in_h && 2 * g->out_w <= g->in_w &&
+         g->channels % 4 == 0;
+}
+static void halve(const Geometry *g, const float *x, float *y, const float *dy, float *dx) {
+  int c = g->channels, line = g->in_w * c;
+  for (int b = 0; b < g->batch; b++)
+    for (int oh = 0; oh < g->out_h; oh++) {
+      size_t at = ((size_t)b * g->in_h + 2 * oh) * line, out = ((size_t)b * g->out_h + oh) * g->out_w * c;
+      for (int ow = 0; ow < g->out_w; ow++, at += c)
+        for (int i = 0; i < c; i += 4, at += 4, out += 4) {
+          f4 v0 = load(x + at), v1 = load(x + at + c), v2 = load(x + at + line), v3 = load(x + at + line + c), best = v0;
+#define NEXT(v)                                                                    \
+  v128_t is_##v = wasm_v128_and(beats(v, best), wasm_f32x4_eq(best, best));        \
+  best = wasm_v128_bitselect(v, best, is_##v);
+          NEXT(v1) NEXT(v2) NEXT(v3)
+          if (!dy) {
+            store(y + out, best);
+            continue;
+          }
+          f4 share = load(dy + out);
+          store(dx + at + line + c, wasm_v128_and(share, is_v3));
+          share = wasm_v128_andnot(share, is_v3);
+          store(dx + at + line, wasm_v128_and(share, is_v2));
+          share = wasm_v128_andnot(share, is_v2);
+          store(dx + at + c, wasm_v128_and(share, is_v1));
+          store(dx + at, wasm_v128_andnot(share, is_v1));
+        }
+    }
+}
+
 SHARE("GIP")
-EXPORT void mf_max_pool(const Geometry *g, const float *x, float *y) { max_pool(g, x, y, 0, 0); }
+EXPORT void mf_max_pool(const Geometry *g, const float *x, float *y) {
+  if (halves(g)) halve(g, x, y, 0, 0);
+  else max_pool(g, x, y, 0, 0);
+}
 SHARE("GIPI")
 EXPORT void mf_max_pool_back(const Geometry *g, const float *x, const float *dy, float *dx) {
-  zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
-  max_pool(g, x, 0, dy, dx);
+  int half = halves(g);
+  if (!half || 2 * g->out_h < g->in_h || 2 * g->out_w < g->in_w)
+    zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
+  if (half) halve(g, x, 0, dy, dx);
+  else max_pool(g, x, 0, dy, dx);
 }
 
 // The mean of the pixels of the window that lie in the image, and its gradient (where dx is given).

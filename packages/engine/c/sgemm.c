@@ -62,7 +62,7 @@ static void pack_a(int ta, int m, int k, const float *a, int lda, float *out) {
 }
 
 // Panels of NR columns, each stored k by k: panel[p][k][c].
-static void pack_b(int tb, int k, int n, const float *b, int ldb, float *out) {
+void sgemm_pack_b(int tb, int k, int n, const float *b, int ldb, float *out) {
   for (int j = 0; j < n; j += NR) {
     int columns = n - j < NR ? n - j : NR;
     if (!tb) {
@@ -218,7 +218,7 @@ static void blocked(int ta, int tb, int m, int n, int k, const float *a, int lda
     int nc = n - j < SGEMM_NC ? n - j : SGEMM_NC;
     for (int p = 0; p < k; p += SGEMM_KC) {
       int kc = k - p < SGEMM_KC ? k - p : SGEMM_KC;
-      pack_b(tb, kc, nc, tb ? b + (size_t)j * ldb + p : b + (size_t)p * ldb + j, ldb, packed_b);
+      sgemm_pack_b(tb, kc, nc, tb ? b + (size_t)j * ldb + p : b + (size_t)p * ldb + j, ldb, packed_b);
       for (int i = 0; i < m; i += SGEMM_MC) {
         int mc = m - i < SGEMM_MC ? m - i : SGEMM_MC;
         pack_a(ta, mc, kc, ta ? a + (size_t)p * lda + i : a + (size_t)i * lda + p, lda, packed_a);

@@ -10,3 +10,6 @@ void sgemm(int ta, int tb, int m, int n, int k, const float *a, int lda, const f
 #define SGEMM_KC 256
 #define SGEMM_NC 1024
 #define SGEMM_WORK ((SGEMM_MC + 8) * SGEMM_KC + (SGEMM_NC + 8) * SGEMM_KC)
+
+// Panels of 8 columns of op(B), the last one filled up with zeros, each stored k by k.
+void sgemm_pack_b(int tb, int k, int n, const float *b, int ldb, float *out);
