@@ -8,6 +8,7 @@ import * as conv from './kernels/conv.ts';
 import * as data from './kernels/data.ts';
 import { einsum } from './kernels/einsum.ts';
 import { fft, ifft } from './kernels/fft.ts';
+import { registerGradients } from './kernels/gradients.ts';
 import * as matmul from './kernels/matmul.ts';
 import * as morphology from './kernels/morphology.ts';
 import * as rows from './kernels/rows.ts';
@@ -169,7 +170,9 @@ export function registerKernels(withNative: boolean): void {
       kernelFunc: kernel as unknown as tf.KernelFunc,
     });
   }
-  if (withNative) registerBatchNormGradient();
+  if (!withNative) return;
+  registerBatchNormGradient();
+  registerGradients();
 }
 
 function withFallback(kernel: OwnKernel, fallback: Kernel): Kernel {

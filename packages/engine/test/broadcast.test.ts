@@ -234,6 +234,53 @@ describe('moves', () => {
   });
 });
 
+describe('gradients of what repeats and what sums', () => {
+  it('sum, mean, tile: the cpu backend', async () => {
+    const cases = fc.tuple(fc.array(length(5, 1), { minLength: 1, maxLength: 4 }), fc.array(length(3)), fc.boolean());
+    await fc.assert(
+      fc.asyncProperty(cases, async ([shape, wanted, keepDims]) => {
+        const axes = [...new Set(wanted.filter((axis) => axis < shape.length))];
+        const reps = shape.map((_, axis) => 1 + (wanted[axis] ?? 0));
+        await expectSame(() => {
+          const x = values(shape, 1);
+          const functions = [
+            (t: tf.Tensor) => tf.sum(t, axes, keepDims),
+            (t: tf.Tensor) => tf.mean(t, axes, keepDims),
+            (t: tf.Tensor) => tf.tile(t, reps),
+          ];
+          return functions.map((f) => tf.grad(f)(x, values(f(x).shape, 2)));
+        }, 1e-5);
+      }),
+      RUNS,
+    );
+  });
+
+  it('of gradients; of any rank; of nothing', async () => {
+    await ready();
+    tf.tidy(() => {
+      const x = values([2, 3], 1);
+      // (Σ x² / 6)² has the second derivative 2/9·(x_i Σ v x) + 2/3·mean(x²)·v along v.
+      const f = (t: tf.Tensor): tf.Tensor => tf.square(tf.mean(tf.square(t)));
+      const v = values([2, 3], 2);
+      const got = tf.grad((t) => tf.sum(tf.mul(tf.grad(f)(t), v)))(x);
+      const along = tf.add(
+        tf.mul(tf.mul(x, tf.sum(tf.mul(v, x))), 2 / 9),
+        tf.mul(tf.mul(tf.mean(tf.square(x)), v), 2 / 3),
+      );
+      got.dataSync().forEach((value, i) => {
+        expect(value).toBeCloseTo(along.dataSync()[i], 4);
+      });
+      const second = tf.grad((t) => tf.sum(tf.square(tf.broadcastTo(tf.square(t), [4, 2, 3]))))(x);
+      second.dataSync().forEach((value, i) => {
+        expect(value).toBeCloseTo(16 * x.dataSync()[i] ** 3, 3);
+      });
+      const tiled = tf.grad((t) => tf.tile(t, [2, 1, 2, 1, 3]))(tf.ones([1, 2, 1, 2, 2]));
+      expect(Array.from(tiled.dataSync())).toEqual(new Array(8).fill(12));
+      expect(tf.grad((t) => tf.sum(t, 0))(tf.zeros([0, 3]), tf.ones([3])).shape).toEqual([0, 3]);
+    });
+  });
+});
+
 describe('reductions', () => {
   it('max, min, all, any over any axes: the cpu backend', async () => {
     const cases = fc.tuple(fc.array(length(20, 1), { minLength: 1, maxLength: 4 }), fc.array(length(3)), fc.boolean());

@@ -1,0 +1,51 @@
+import * as tf from '@tensorflow/tfjs';
+
+// Gradients that tfjs makes in many steps: a sum's is a tensor of ones from JavaScript times the upstream gradient, a tile's
+// one slice for each copy. On other backends they stay as they are.
+
+const STOCK = Symbol.for('matforge.engine.stockGradients');
+
+/** The gradients as tfjs brings them; remembered once per tfjs, whoever asks. */
+function stockGradient(kernelName: string): tf.GradConfig {
+  const home = tf.engine() as unknown as { [STOCK]?: Map<string, tf.GradConfig> };
+  home[STOCK] ??= new Map();
+  const stock = home[STOCK].get(kernelName) ?? tf.getGradient(kernelName);
+  home[STOCK].set(kernelName, stock);
+  return stock;
+}
+
+type Gradient = (dy: tf.Tensor, x: tf.Tensor, attrs: Record<string, unknown>) => tf.Tensor;
+
+function onWasm(kernelName: string, gradient: Gradient): void {
+  const stock = stockGradient(kernelName);
+  tf.registerGradient({
+    ...stock,
+    gradFunc: (dy, saved, attrs) =>
+      tf.getBackend() === 'wasm'
+        ? { x: () => gradient(dy as tf.Tensor, (saved as tf.Tensor[])[0], attrs as unknown as Record<string, unknown>) }
+        : stock.gradFunc(dy, saved, attrs),
+  });
+}
+
+/** A reduced tensor repeated along the axes that went. */
+function spread(y: tf.Tensor, { shape }: tf.Tensor, attrs: Record<string, unknown>): tf.Tensor {
+  const axes = tf.util.parseAxisParam(attrs.axis as number | number[], shape);
+  const kept = shape.map((length, axis) => (axes.includes(axis) ? 1 : length));
+  return shape.includes(0) ? tf.zeros(shape) : tf.broadcastTo(tf.reshape(y, kept), shape);
+}
+
+/** Registers the gradients of tf.sum, tf.mean and tf.tile (tf.broadcastTo). */
+export function registerGradients(): void {
+  onWasm('Sum', spread);
+  onWasm('Mean', (dy, x, attrs) => {
+    const axes = tf.util.parseAxisParam(attrs.axis as number | number[], x.shape);
+    const count = axes.reduce((product, axis) => product * x.shape[axis], 1);
+    return spread(tf.div(dy, count), x, attrs);
+  });
+  onWasm('Tile', (dy, x, attrs) => {
+    const reps = attrs.reps as number[];
+    const split = x.shape.flatMap((length, axis) => [reps[axis], length]);
+    const copies = reps.map((_, axis) => 2 * axis);
+    return tf.reshape(tf.sum(tf.reshape(dy, split), copies), x.shape);
+  });
+}
