@@ -1,5 +1,6 @@
 import { type ReadyOptions as EngineOptions, ready as prepareEngine } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
+import { currentSteps } from './blocking.ts';
 import { refuse } from './errors.ts';
 import { repairGradients } from './ops/index.ts';
 import { refineTrigonometry } from './ops/trigonometry.ts';
@@ -95,8 +96,11 @@ function refuseBlockingReads(device: Device): void {
     if (values == null && dtype !== 'string' && dtype !== 'complex64') {
       refuse(
         'webgpu',
-        `a ${dtype} tensor of shape [${shape}] is on the device and cannot be read at once; await its data() first, or do ` +
-          "this step (attach, merge, linear algebra) after await ready('wasm') and come back with await ready('webgpu')",
+        `${currentSteps()
+          .map((step) => `${step}: `)
+          .join('')}a ${dtype} tensor of shape [${shape}] is on the device and ` +
+          'cannot be read at once; await its data() first, or do this step (attach, merge, linear algebra, an optimizer ' +
+          "that decomposes gradients) after await ready('wasm') and come back with await ready('webgpu')",
       );
     }
     return read(id);

@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 import { parseConfig } from '../contracts/config.ts';
 import type { AnyLinearMethod, Role, Site, TensorSpec } from '../contracts/linear-method.ts';
 import { ensure, refuse } from '../errors.ts';
@@ -316,7 +317,7 @@ export async function load<M extends tf.LayersModel>(
   const used = new Set<string>();
   try {
     for (const [key, tensor] of Object.entries(tensors))
-      ensure(finite(tensor), key, () => 'has values that are not finite');
+      during('load', () => ensure(finite(tensor), key, () => 'has values that are not finite'));
     const names = sitesOf(model).map(({ name }) => name);
     const stored = names.filter((name) => Object.keys(tensors).some((key) => key.startsWith(`${PREFIX}${name}.`)));
     const targets = stored.filter((name) => isAdapted(json.target_modules, name));

@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 import type {
   AnyConfiguredMethod,
   AnyLinearMethod,
@@ -7,6 +8,7 @@ import type {
   PlannedSite,
   Site,
   SitePlan,
+  StepInfo,
   TensorSpec,
 } from '../contracts/linear-method.ts';
 import { ensure, refuse } from '../errors.ts';
@@ -134,7 +136,7 @@ export async function attachWith<M extends tf.LayersModel>(
     if (site.kind === 'conv2d' && !isMergeable(method, config))
       refuse(site.name, `${method.info.id} cannot be applied to a convolution in this configuration; exclude it`);
     ensure(
-      finite(site.weight.read()),
+      during(`attach(${method.info.id})`, () => finite(site.weight.read())),
       site.name,
       () => 'the kernel has values that are not finite; repair the checkpoint first',
     );
@@ -177,7 +179,7 @@ export async function attachWith<M extends tf.LayersModel>(
         method.statistic?.(x, config, site) ?? (tf.matMul(x, x, true) as tf.Tensor2D);
       statistics = await calibrate(host, sites, method.needs, data, statistic);
     }
-    makeTensors(adapter, sites, group, statistics, provide);
+    during(`attach(${method.info.id})`, () => makeTensors(adapter, sites, group, statistics, provide));
   } catch (error) {
     removeAdapter(host, adapter);
     if (host.adapters.size === 0) closeHost(host);
@@ -400,14 +402,15 @@ function startSchedule(host: Host, adapter: Adapter): void {
   const assigned = new Map<string, { site: string; tensor: string }>();
   const hook: GradientHook = (gradients, { step, totalSteps }) => {
     if (!host.active.includes(adapter.name)) return;
-    const decision = schedule.onStep({
+    const info: StepInfo<string> = {
       step,
       totalSteps,
       gradient: (site, tensor) => {
         const weight = adapter.sites.get(site)?.weights[tensor];
         return weight && !adapter.stopped.has(weight) ? (gradients[weight.read().name] ?? null) : null;
       },
-    });
+    };
+    const decision = during(`${method.info.id}.onStep`, () => schedule.onStep(info));
     if (!decision) return;
     const weightOf = ({ site, tensor }: { site: string; tensor: string }) =>
       adapter.sites.get(site)?.weights[tensor] ??

@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 import { ensure, refuse } from '../errors.ts';
 import type { Host } from './host.ts';
 import type { LayerSite } from './sites.ts';
@@ -74,7 +75,7 @@ export async function calibrate(
         sum.dispose();
       }
       for (const [what, value] of Object.entries(statistics)) {
-        if (!tf.tidy(() => tf.all(tf.isFinite(value)).dataSync()[0]))
+        if (!during('calibration', () => tf.tidy(() => tf.all(tf.isFinite(value)).dataSync()[0])))
           refuse(name, `the ${what} of the calibration data are not finite; look for NaN or infinity in the data`);
       }
     }

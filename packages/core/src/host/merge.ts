@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 import { ensure, refuse } from '../errors.ts';
 import { detach, finite } from './attach.ts';
 import { adapterOf, effective, type Host, hostOf, isMergeable, placeModules, requireBias } from './host.ts';
@@ -21,6 +22,14 @@ export function merge<M extends tf.LayersModel>(
   model: M,
   names?: string | readonly string[],
   { safe = true }: MergeOptions = {},
+): M {
+  return during('merge', () => mergeInto(model, names, safe));
+}
+
+function mergeInto<M extends tf.LayersModel>(
+  model: M,
+  names: string | readonly string[] | undefined,
+  safe: boolean,
 ): M {
   const host = hostOf(model);
   const adding = names === undefined ? host.active : typeof names === 'string' ? [names] : [...names];

@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 import { ensure, refuse } from '../errors.ts';
 import { random as openRandom, type Random } from '../tensors/random.ts';
 import { columns, identity, orient, qr, scaleRows, solveTriangular, svd, tryCholesky } from './dense.ts';
@@ -31,7 +32,7 @@ const EXACT_UP_TO = 96;
  * @throws MatforgeError (`kernel`) when it is not a matrix or an entry is not finite.
  */
 export function thinSvd(kernel: tf.Tensor2D, { accurate = false }: ThinSvdOptions = {}): ThinSvd {
-  return toTensors(decompose(kernel, accurate));
+  return during('thinSvd', () => toTensors(decompose(kernel, accurate)));
 }
 
 /**

@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 
 /** Numbers, strings and plain arrays that an op takes besides its tensors. */
 export type Attributes = Record<string, unknown>;
@@ -39,7 +40,7 @@ interface MatforgeKernelConfig extends tf.KernelConfig {
 export function defineOp<A extends Attributes>(definition: OpDefinition<A>): Op<A> {
   const { name, forward, pullback } = definition;
   const kernelFunc: tf.KernelFunc = ({ inputs, attrs }) =>
-    tf.tidy(() => forward(inputs as Tensors, attrs as unknown as A)) as unknown as tf.TensorInfo[];
+    during(name, () => tf.tidy(() => forward(inputs as Tensors, attrs as unknown as A))) as unknown as tf.TensorInfo[];
   const gradient: tf.GradConfig = {
     kernelName: name,
     inputsToSave: definition.saveInputs ?? [],

@@ -1,4 +1,5 @@
 import type { z } from 'zod';
+import { during } from '../blocking.ts';
 import { type ConfigSchema, parseConfig } from '../contracts/config.ts';
 import type { MethodInfo } from '../contracts/info.ts';
 import { TransformationOptimizer } from './optimizer.ts';
@@ -51,7 +52,8 @@ export function defineTransformation<Schema extends ConfigSchema, State>(
       info,
       config,
       init: (params) => definition.init(params, config),
-      update: (updates, state, params) => definition.update(updates, state, params, config),
+      update: (updates, state, params) =>
+        during(`${info.id}.update`, () => definition.update(updates, state, params, config)),
       ...(typeof learningRate === 'number' && {
         learningRate,
         withLearningRate: (rate: number) => make({ ...config, learningRate: rate }),

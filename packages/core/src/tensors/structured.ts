@@ -1,5 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import { z } from 'zod';
+import { during } from '../blocking.ts';
 import { type ConfigSchema, parseConfig } from '../contracts/config.ts';
 import {
   defineLinearMethod,
@@ -390,20 +391,23 @@ export function structuredFamily<S extends ConfigSchema, K extends string>(
     tf.dispose(Object.values(tensors));
     return made;
   };
+  const project = (W: tf.Tensor2D, options: z.input<S> | undefined, seed: number) => {
+    ensureKernel(W);
+    const [inDim, outDim] = W.shape;
+    const parsed = parse({ ...(options as object), inDim, outDim } as StructuredSize<z.input<S>>, {
+      init: 'project',
+      zeroInit: false,
+    });
+    const kernel = make(parsed, W, seed);
+    const P = kernel.toDense();
+    const errors = projectionError(W, P);
+    P.dispose();
+    return { kernel, ...errors, exact: structure.exact?.(parsed.config) ?? true };
+  };
   return {
     init: (size, how = 'official', seed = 0) => make(parse(size, { init: how }), undefined, seed),
     fromDense(W, options, seed = 0) {
-      ensureKernel(W);
-      const [inDim, outDim] = W.shape;
-      const parsed = parse({ ...(options as object), inDim, outDim } as StructuredSize<z.input<S>>, {
-        init: 'project',
-        zeroInit: false,
-      });
-      const kernel = make(parsed, W, seed);
-      const P = kernel.toDense();
-      const errors = projectionError(W, P);
-      P.dispose();
-      return { kernel, ...errors, exact: structure.exact?.(parsed.config) ?? true };
+      return during(`${id} from a dense kernel`, () => project(W, options, seed));
     },
     of(size, tensors) {
       const parsed = parse(size);

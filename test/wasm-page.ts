@@ -1,0 +1,64 @@
+// Runs in a page and in Node: a small training on wasm, returned as numbers.
+import { adam, attach, detach, random, ready, toOptimizer, train } from '@matforge/core';
+import { engineInfo, type ReadyOptions, ready as readyEngine } from '@matforge/engine';
+import { lora } from '@matforge/lora';
+import * as tf from '@tensorflow/tfjs';
+
+/** What a training came to. */
+export interface Trained {
+  losses: number[];
+  weights: number[][];
+  outputs: number[];
+}
+
+/** Trains a convolution and two dense layers, the first of them adapted, for a few steps. */
+export async function trainSmall(options?: ReadyOptions): Promise<Trained> {
+  await readyEngine(options);
+  await ready();
+  const stream = random(3);
+  const model = tf.sequential({
+    layers: [
+      tf.layers.conv2d({ name: 'conv', filters: 4, kernelSize: 3, inputShape: [8, 8, 2], activation: 'relu' }),
+      tf.layers.flatten({ name: 'flat' }),
+      tf.layers.dense({ name: 'up', units: 24, activation: 'tanh' }),
+      tf.layers.dense({ name: 'down', units: 3 }),
+    ],
+  });
+  const weights = model.getWeights().map(({ shape }) => stream.normal(shape, 0, 0.2));
+  model.setWeights(weights);
+  const [xs, ys] = [stream.normal([32, 8, 8, 2]), stream.normal([32, 3])];
+  await attach(model, lora({ rank: 4 }), { targets: ['up'], modulesToSave: ['down'], seed: 5 });
+  const losses: number[] = [];
+  const optimizer = toOptimizer(adam({ learningRate: 0.02 }));
+  await train(
+    model,
+    { xs, ys },
+    {
+      optimizer,
+      loss: 'meanSquaredError',
+      batchSize: 8,
+      epochs: 3,
+      seed: 1,
+      onProgress: ({ loss }) => losses.push(loss),
+    },
+  );
+  const outputs = Array.from(await tf.tidy(() => model.predict(xs) as tf.Tensor).data());
+  const trained = await Promise.all(
+    model.trainableWeights.map(async (weight) => Array.from(await weight.read().data())),
+  );
+  optimizer.dispose();
+  detach(model);
+  model.dispose();
+  tf.dispose([xs, ys, ...weights]);
+  return { losses, weights: trained, outputs };
+}
+
+/** The page's state beside the engine's. */
+export const pageInfo = () => ({ ...engineInfo(), isolated: globalThis.crossOriginIsolated });
+
+/** What starting the engine without its files says. */
+export const startWithout = (): Promise<string> =>
+  readyEngine().then(
+    () => 'started',
+    (error: Error) => error.message,
+  );
