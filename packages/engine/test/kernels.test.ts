@@ -209,6 +209,34 @@ describe('agreement with the cpu backend, values and gradients', () => {
     );
   });
 
+  // Large enough for the tiles that read the image itself; any remainder of their 4 or 6 pixels and 8 filters.
+  it('conv2d: larger images, few and many filters, padding of each side', async () => {
+    const side = length(20, 9);
+    await fc.assert(
+      fc.asyncProperty(
+        fc.tuple(side, side, length(7, 1), length(19, 1), length(5, 1), length(5, 1), length(2, 1)),
+        fc.oneof(
+          fc.constantFrom('same' as const, 'valid' as const),
+          fc.array(length(4), { minLength: 4, maxLength: 4 }),
+        ),
+        async ([height, width, channels, filters, kernelHeight, kernelWidth, stride], padding) => {
+          const pad = Array.isArray(padding)
+            ? ([[0, 0], padding.slice(0, 2), padding.slice(2), [0, 0]] as never)
+            : (padding as 'same');
+          await expectSame(
+            (x, w) => tf.conv2d(x as Four, w as Four, stride, pad),
+            [
+              [2, height, width, channels],
+              [kernelHeight, kernelWidth, channels, filters],
+            ],
+            { tolerance: 5e-5 },
+          );
+        },
+      ),
+      { numRuns: 40, seed: 7 },
+    );
+  });
+
   it('conv2d: dilation, explicit padding, several chunks of patches', async () => {
     await expectSame(
       (x, w) => tf.conv2d(x as Four, w as Four, 1, 'same', 'NHWC', 2),
@@ -273,6 +301,16 @@ describe('agreement with the cpu backend, values and gradients', () => {
       RUNS,
     );
   });
+
+  it.each([[[2, 8, 6, 8]], [[1, 7, 9, 4]], [[2, 6, 6, 5]]])(
+    'maxPool: halves %p, of equal numbers the first',
+    async (shape) => {
+      await expectSame(
+        (x) => tf.maxPool(tf.add(x, tf.sub(tf.round(values(shape, 1)), values(shape, 1))) as Four, 2, 2, 'valid'),
+        [shape],
+      );
+    },
+  );
 
   it('avgPool with same padding: the gradient is that of the forward pass', async () => {
     await ready();

@@ -135,6 +135,12 @@ const EXAMPLES: Record<string, () => Example> = {
     ((y) => example([y], geometry(51, 51, 2, 2, 0), filled(IMAGE * 51), filled(700 * 51), y))(out(IMAGE * 51)),
   mf_avg_pool: () => ((y) => example([y], geometry(51, 51, 2, 2, 0), filled(IMAGE * 51), y))(out(700 * 51)),
   mf_avg_pool_back: () => ((y) => example([y], geometry(51, 51, 2, 2, 0), filled(700 * 51), y))(out(IMAGE * 51)),
+  mf_affine: () => ((y) => example([y], ROWS, N, filled(ALL), filled(N), filled(N), filled(N), y))(out()),
+  mf_batch_norm_back: () =>
+    ((dx, sum, dot) =>
+      example([dx, sum, dot], ROWS, N, filled(ALL), filled(ALL), filled(N), positive(N), dx, sum, dot))(
+      ...([out(), out(N), out(N)] as const),
+    ),
 };
 
 /** Results of a call, from the same start. */
