@@ -27,7 +27,19 @@ const COMMON = [
   '-Wl,--export=__stack_pointer',
   '-Wl,--strip-all',
 ];
-const KERNELS = ['sgemm.c', 'direct.c', 'elementwise.c', 'rows.c', 'conv.c', 'fft.c', 'volume.c', 'morphology.c', 'norm.c', 'broadcast.c'];
+const KERNELS = [
+  'sgemm.c',
+  'direct.c',
+  'elementwise.c',
+  'rows.c',
+  'conv.c',
+  'fft.c',
+  'volume.c',
+  'morphology.c',
+  'norm.c',
+  'broadcast.c',
+  'wave.c',
+];
 
 /** The modules: name of the generated source, C sources, and what is special. */
 export const MODULES = [

@@ -1,5 +1,5 @@
-// Batch normalisation and its gradient.
-#include "common.h"
+// Batch normalisation, local response normalisation, and their gradients.
+#include "vmath.h"
 
 // Rows so short that vectors would not fill are taken several at once, with the parameters repeated as often.
 #define SHORT 16
@@ -140,5 +140,70 @@ EXPORT void mf_batch_norm_back_planes(int outer, int n, int inner, const float *
     }
     sum[c] = (float)first;
     dot[c] = (float)second;
+  }
+}
+
+// ---------------------------------------------------------------------------------- local response normalisation
+
+// norm^(-beta); the usual exponents without logarithms.
+INLINE f4 fall(f4 norm, float beta) {
+  f4 one = splat(1.0f);
+  if (beta == 1) return div4(one, norm);
+  if (beta == 0.5f) return div4(one, wasm_f32x4_sqrt(norm));
+  if (beta == 0.75f) return div4(one, wasm_f32x4_sqrt(mul(norm, wasm_f32x4_sqrt(norm))));
+  return exp4(mul(splat(-beta), log4(norm)));
+}
+
+// Sums over windows of 2·radius + 1 in a row that has `radius` zeros and four more on either side.
+INLINE f4 window(const float *padded, int i, int radius) {
+  f4 sum = splat(0);
+  for (int d = 0; d <= 2 * radius; d++) sum = add(sum, load(padded + i + d));
+  return sum;
+}
+
+// y = x·(bias + alpha·Σ x²)^(-beta), the sum over channels at most `radius` away. `work`: n + 2·radius + 8 floats.
+EXPORT void mf_local_response(int rows, int n, int radius, float bias, float alpha, float beta, const float *x, float *y,
+                              float *work) {
+  zero(work, (size_t)n + 2 * radius + 8);
+  for (int r = 0; r < rows; r++, x += n, y += n) {
+    for (int i = 0; i < n; i++) work[radius + i] = x[i] * x[i];
+    for (int i = 0; i < n; i += 4) {
+      int lanes = n - i < 4 ? n - i : 4;
+      f4 scale = fall(madd(splat(alpha), window(work, i, radius), splat(bias)), beta);
+      if (lanes == 4) store(y + i, mul(load(x + i), scale));
+      else store_part(y + i, mul(load_part(x + i, lanes), scale), lanes);
+    }
+  }
+}
+
+// dx = dy·norm^(-beta) - 2·alpha·beta·x·Σ dy·y/norm. `work`: twice as much.
+EXPORT void mf_local_response_back(int rows, int n, int radius, float bias, float alpha, float beta, const float *x,
+                                   const float *y, const float *dy, float *dx, float *work) {
+  size_t wide = (size_t)n + 2 * radius + 8;
+  float *squares = work, *shares = work + wide;
+  f4 factor = splat(-2 * alpha * beta);
+  zero(work, 2 * wide);
+  for (int r = 0; r < rows; r++, x += n, y += n, dy += n, dx += n) {
+    for (int i = 0; i < n; i++) squares[radius + i] = x[i] * x[i];
+    for (int i = 0; i < n; i += 4) {
+      int lanes = n - i < 4 ? n - i : 4;
+      f4 norm = madd(splat(alpha), window(squares, i, radius), splat(bias));
+      f4 d = load_part(dy + i, lanes), out = load_part(y + i, lanes);
+      if (lanes == 4) d = load(dy + i), out = load(y + i);
+      f4 first = mul(d, fall(norm, beta)), share = div4(mul(d, out), norm);
+      if (lanes == 4) {
+        store(dx + i, first);
+        store(shares + radius + i, share);
+      } else {
+        store_part(dx + i, first, lanes);
+        store_part(shares + radius + i, share, lanes);
+      }
+    }
+    for (int i = 0; i < n; i += 4) {
+      int lanes = n - i < 4 ? n - i : 4;
+      f4 sum = mul(factor, window(shares, i, radius));
+      if (lanes == 4) store(dx + i, madd(sum, load(x + i), load(dx + i)));
+      else store_part(dx + i, madd(sum, load_part(x + i, lanes), load_part(dx + i, lanes)), lanes);
+    }
   }
 }

@@ -9,10 +9,12 @@ import * as data from './kernels/data.ts';
 import { einsum } from './kernels/einsum.ts';
 import { fft, ifft } from './kernels/fft.ts';
 import { registerGradients } from './kernels/gradients.ts';
+import { localResponse } from './kernels/local-response.ts';
 import * as matmul from './kernels/matmul.ts';
 import * as morphology from './kernels/morphology.ts';
 import * as rows from './kernels/rows.ts';
 import * as volume from './kernels/volume.ts';
+import * as wave from './kernels/wave.ts';
 
 const STOCK = Symbol.for('matforge.engine.stock');
 
@@ -110,6 +112,13 @@ const NATIVE: Record<string, OwnKernel> = {
   Tile: broadcast.tile,
   Reverse: broadcast.reverse,
   StridedSlice: broadcast.stridedSlice,
+  DepthToSpace: broadcast.depthToSpace,
+  SpaceToBatchND: broadcast.spaceToBatch,
+  BatchToSpaceND: broadcast.batchToSpace,
+  LRN: localResponse,
+  LRNGrad: localResponse,
+  Sin: wave.sin,
+  Cos: wave.cos,
   GatherV2: complex.orPairs(rows.gather, complex.withAxis),
   UnsortedSegmentSum: rows.segmentSum,
   Transpose: complex.orPairs(rows.transpose, complex.withPermutation),

@@ -150,6 +150,39 @@ describe('functions of one tensor', () => {
     check(tf.log1p, Math.log1p);
   });
 
+  it('sine and cosine keep seven digits, far out too', async () => {
+    await ready();
+    const numbers = Float32Array.from({ length: 4003 }, (_, i) => (i < 2000 ? (i - 1000) / 50 : (i - 3000) * 1040.3));
+    const far = Float32Array.from([3e6, -1e30, 1]);
+    tf.tidy(() => {
+      for (const [f, exact] of [
+        [tf.sin, Math.sin],
+        [tf.cos, Math.cos],
+      ] as const) {
+        for (const xs of [numbers, far]) {
+          const got = f(tf.tensor1d(xs)).dataSync();
+          xs.forEach((x, i) => {
+            const [want, tolerance] = [exact(x), xs === far ? 1e-6 : 1e-7 + 1e-6 * Math.abs(exact(x))];
+            if (!(Math.abs(got[i] - want) <= tolerance)) throw new Error(`of ${x}: ${got[i]}, not ${want}`);
+          });
+          // Near a zero the digits are those of the reduced angle.
+          xs.forEach((x, i) => {
+            if (xs === numbers && Math.abs(exact(x)) < 1e-2 && exact(x) !== 0)
+              expect(Math.abs(got[i] / exact(x) - 1)).toBeLessThan(4e-7);
+          });
+        }
+        const special = Array.from(f(tf.tensor1d([Number.NaN, Infinity, -Infinity, 0])).dataSync());
+        expect(special).toEqual([Number.NaN, Number.NaN, Number.NaN, exact(0)]);
+      }
+      const slope = tf
+        .grad(tf.sin)(tf.tensor1d([0, 1, -2]))
+        .dataSync();
+      [1, Math.cos(1), Math.cos(2)].forEach((want, i) => {
+        expect(slope[i]).toBeCloseTo(want, 6);
+      });
+    });
+  });
+
   it('where', async () => {
     await fc.assert(
       fc.asyncProperty(shapeOf(5, 4), async (shape) => {
@@ -216,6 +249,70 @@ describe('moves', () => {
         tf.stridedSlice(x, [0, 0, 0], [4, 5, 6], [1, 1, 1]),
         tf.stridedSlice(x, [3, 4, 5], [0, 0, 0], [-1, -2, -1]),
         tf.stridedSlice(x, [2, 0, 0], [2, 5, 6], [1, 2, 1]),
+      ];
+    });
+  });
+
+  it('blocks of space: the cpu backend, gradients too', async () => {
+    await expectSame(() => {
+      const x = values([2, 3, 5, 12], 1) as tf.Tensor4D;
+      const batches = values([12, 3, 2, 3], 2);
+      const ops: [(t: tf.Tensor) => tf.Tensor, tf.Tensor][] = [
+        [
+          (t) =>
+            tf.spaceToBatchND(
+              t,
+              [1, 5],
+              [
+                [0, 0],
+                [0, 0],
+              ],
+            ),
+          x,
+        ],
+        [
+          (t) =>
+            tf.spaceToBatchND(
+              t,
+              [2, 3],
+              [
+                [0, 1],
+                [1, 0],
+              ],
+            ),
+          x,
+        ],
+        [
+          (t) =>
+            tf.batchToSpaceND(
+              t,
+              [2, 3],
+              [
+                [0, 0],
+                [0, 0],
+              ],
+            ),
+          batches,
+        ],
+        [
+          (t) =>
+            tf.batchToSpaceND(
+              t,
+              [2, 3],
+              [
+                [1, 2],
+                [0, 1],
+              ],
+            ),
+          batches,
+        ],
+        [(t) => tf.batchToSpaceND(t, [4], [[1, 0]]), batches],
+      ];
+      return [
+        tf.depthToSpace(x, 2, 'NHWC'),
+        tf.depthToSpace(values([1, 1, 2, 18], 1) as tf.Tensor4D, 3, 'NHWC'),
+        ...ops.flatMap(([f, t]) => [f(t), tf.grad(f)(t, values(f(t).shape, 3))]),
+        tf.pool(x, 2, 'max', 'valid', [2, 2]),
       ];
     });
   });

@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import { heapModule, type OwnKernel, view } from '../backend.ts';
+import { call as callKernel, heapModule, type OwnKernel, view } from '../backend.ts';
 import { type Native, native } from '../native.ts';
 import { identity } from './data.ts';
 
@@ -319,6 +319,64 @@ export const stridedSlice: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
     lengths.map((length, axis) => ({ length, stride: own[axis] * steps[axis] })),
     offset,
   );
+};
+
+/** x taken for a tensor of the shape `split`, its axes permuted, taken for one of `shape`. */
+function permuted(
+  backend: BackendWasm,
+  x: tf.TensorInfo,
+  split: number[],
+  permutation: number[],
+  shape: number[],
+): tf.TensorInfo {
+  const strides = tf.util.computeStrides(split).concat(1);
+  const axes = permutation.map((axis) => ({ length: split[axis], stride: strides[axis] }));
+  return strided(backend, x, shape, axes);
+}
+
+/** tf.depthToSpace. */
+export const depthToSpace: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
+  const block = attrs.blockSize as number;
+  const [batch, height, width, depth] = x.shape;
+  if (!native(backend) || !isPlain(x) || attrs.dataFormat !== 'NHWC') return null;
+  const channels = depth / block ** 2;
+  const split = [batch, height, width, block, block, channels];
+  return permuted(backend, x, split, [0, 1, 3, 2, 4, 5], [batch, height * block, width * block, channels]);
+};
+
+/** tf.spaceToBatchND. */
+export const spaceToBatch: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
+  if (!native(backend) || !isPlain(x)) return null;
+  const block = attrs.blockShape as number[];
+  const paddings = [[0, 0], ...(attrs.paddings as number[][])];
+  while (paddings.length < x.shape.length) paddings.push([0, 0]);
+  const pads = paddings.some(([before, after]) => before !== 0 || after !== 0);
+  const padded = pads ? callKernel(backend, 'PadV2', { x }, { paddings, constantValue: 0 }) : x;
+  const count = size(block);
+  const split = tf.backend_util.getReshaped(padded.shape, block, count, false);
+  const permutation = tf.backend_util.getPermuted(split.length, block.length, false);
+  const shape = tf.backend_util.getReshapedPermuted(padded.shape, block, count, false);
+  const out = permuted(backend, padded, split, permutation, shape);
+  if (pads) backend.disposeData(padded.dataId);
+  return out;
+};
+
+/** tf.batchToSpaceND. */
+export const batchToSpace: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
+  if (!native(backend) || !isPlain(x)) return null;
+  const block = attrs.blockShape as number[];
+  const crops = attrs.crops as number[][];
+  const count = size(block);
+  const split = tf.backend_util.getReshaped(x.shape, block, count);
+  const permutation = tf.backend_util.getPermuted(split.length, block.length);
+  const shape = tf.backend_util.getReshapedPermuted(x.shape, block, count);
+  const whole = permuted(backend, x, split, permutation, shape);
+  if (crops.every(([before, after]) => before === 0 && after === 0)) return whole;
+  const begin = tf.backend_util.getSliceBeginCoords(crops, block.length);
+  const lengths = tf.backend_util.getSliceSize(shape, crops, block.length);
+  const out = callKernel(backend, 'Slice', { x: whole }, { begin, size: lengths });
+  backend.disposeData(whole.dataId);
+  return out;
 };
 
 // --------------------------------------------------------------------------------------------------- reductions
