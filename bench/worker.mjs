@@ -100,12 +100,7 @@ for (const section of ['structured', 'factors', 'optimizers']) {
     report(name, least(run, budget));
   }
 }
-const addon = engine.engineInfo().native
-  ? await import('../packages/engine-native/dist/index.js').catch(() => undefined)
-  : undefined;
 report('memory', 0, {
-  native: null,
-  threads: addon?.nativeThreads() ?? 1,
   rss: process.resourceUsage().maxRSS * 1024,
   ...engine.engineInfo(),
 });
