@@ -1,7 +1,7 @@
 import * as tf from '@tensorflow/tfjs';
 
 // Gradients that tfjs makes in many steps: a sum's is a tensor of ones from JavaScript times the upstream gradient, a tile's
-// one slice for each copy. On other backends they stay as they are.
+// one slice for each copy. On other backends they stay as they are. And some that tfjs has for operands of one shape only.
 
 const STOCK = Symbol.for('matforge.engine.stockGradients');
 
@@ -34,8 +34,34 @@ function spread(y: tf.Tensor, { shape }: tf.Tensor, attrs: Record<string, unknow
   return shape.includes(0) ? tf.zeros(shape) : tf.broadcastTo(tf.reshape(y, kept), shape);
 }
 
-/** Registers the gradients of tf.sum, tf.mean and tf.tile (tf.broadcastTo). */
+/** Sum over the axes along which an operand was repeated. */
+function reduceTo(x: tf.Tensor, { shape }: tf.Tensor): tf.Tensor {
+  const axes = tf.broadcast_util.getReductionAxes(shape, x.shape);
+  return tf.reshape(axes.length > 0 ? tf.sum(x, axes) : x, shape);
+}
+
+type Slope = (a: tf.Tensor, b: tf.Tensor) => tf.Tensor;
+
+/** A function of two tensors whose gradients in tfjs are those of equal shapes. */
+function ofTwo(kernelName: string, toA: Slope, toB: Slope): void {
+  tf.registerGradient({
+    kernelName,
+    inputsToSave: ['a', 'b'],
+    gradFunc: (dy, saved) => {
+      const [a, b] = saved as tf.Tensor[];
+      const along = (slope: Slope, to: tf.Tensor) => () =>
+        reduceTo(tf.mul(dy as tf.Tensor, tf.cast(slope(a, b), 'float32')), to);
+      return { a: along(toA, a), b: along(toB, b) };
+    },
+  });
+}
+
+/** Registers the gradients of tf.sum, tf.mean, tf.tile (tf.broadcastTo), extremes of two, and squared differences. */
 export function registerGradients(): void {
+  ofTwo('Maximum', tf.greaterEqual, tf.less);
+  ofTwo('Minimum', tf.lessEqual, tf.greater);
+  const twice: Slope = (a, b) => tf.mul(tf.sub(a, b), 2);
+  ofTwo('SquaredDifference', twice, (a, b) => twice(b, a));
   onWasm('Sum', spread);
   onWasm('Mean', (dy, x, attrs) => {
     const axes = tf.util.parseAxisParam(attrs.axis as number | number[], x.shape);
