@@ -39,6 +39,7 @@ const KERNELS = [
   'norm.c',
   'broadcast.c',
   'wave.c',
+  'resize.c',
 ];
 
 /** The modules: name of the generated source, C sources, and what is special. */

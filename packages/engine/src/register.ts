@@ -12,6 +12,7 @@ import { registerGradients } from './kernels/gradients.ts';
 import { localResponse } from './kernels/local-response.ts';
 import * as matmul from './kernels/matmul.ts';
 import * as morphology from './kernels/morphology.ts';
+import * as resize from './kernels/resize.ts';
 import * as rows from './kernels/rows.ts';
 import * as volume from './kernels/volume.ts';
 import * as wave from './kernels/wave.ts';
@@ -115,6 +116,8 @@ const NATIVE: Record<string, OwnKernel> = {
   DepthToSpace: broadcast.depthToSpace,
   SpaceToBatchND: broadcast.spaceToBatch,
   BatchToSpaceND: broadcast.batchToSpace,
+  ResizeBilinearGrad: resize.resizeBilinearGrad,
+  ResizeNearestNeighborGrad: resize.resizeNearestNeighborGrad,
   LRN: localResponse,
   LRNGrad: localResponse,
   Sin: wave.sin,
