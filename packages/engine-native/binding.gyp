@@ -7,7 +7,15 @@
     {
       "target_name": "kernels",
       "type": "static_library",
-      "sources": ["c/engine/conv.c", "c/engine/rows.c", "c/engine/elementwise.c"],
+      "sources": [
+        "c/engine/conv.c",
+        "c/engine/rows.c",
+        "c/engine/elementwise.c",
+        "c/engine/volume.c",
+        "c/engine/norm.c",
+        "c/engine/morphology.c",
+        "c/engine/fft.c"
+      ],
       "include_dirs": ["c/shim"],
       "defines": ["__wasm_relaxed_simd__"],
       "cflags": ["-fPIC", "-ffp-contract=off"],

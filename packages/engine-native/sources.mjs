@@ -5,7 +5,7 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFi
 import { fileURLToPath } from 'node:url';
 
 /** Kernel files that are compiled natively; products come from gemm.c. */
-const KERNELS = ['conv.c', 'rows.c', 'elementwise.c'];
+const KERNELS = ['conv.c', 'rows.c', 'elementwise.c', 'volume.c', 'norm.c', 'morphology.c', 'fft.c'];
 
 /** An exported function: how its work is shared, result, name, parameters. */
 const EXPORTED = /^(?:SHARE\("([^"]*)"\)\s+)?EXPORT (\w+) (mf_\w+)\(([^)]*)\)/gm;
@@ -55,7 +55,7 @@ export function gatherSources() {
   });
   writeFileSync(
     `${to}table.h`,
-    `// Made by sources.mjs from the exported functions of the kernels.\n#define SOURCES "${fingerprint()}"\n${thunks.map((t) => t.declaration).join('\n')}\n${thunks.map((t) => t.body).join('\n')}\nstatic const Entry table[] = {\n${thunks.map((t) => t.row).join('\n')}\n};\n`,
+    `// Made by sources.mjs from the exported functions of the kernels.\n#define SOURCES "${fingerprint()}"\n#define ENGINE "${engineSources()}"\n${thunks.map((t) => t.declaration).join('\n')}\n${thunks.map((t) => t.body).join('\n')}\nstatic const Entry table[] = {\n${thunks.map((t) => t.row).join('\n')}\n};\n`,
   );
 }
 
@@ -68,6 +68,12 @@ export function fingerprint() {
     for (const name of names.sort()) hash.update(`${name}\n`).update(readFileSync(path + name));
   }
   return hash.digest('hex').slice(0, 16);
+}
+
+/** The fingerprint that @matforge/engine knows its kernels by. */
+function engineSources() {
+  const path = fileURLToPath(new URL('../engine/src/shares.ts', import.meta.url));
+  return readFileSync(path, 'utf8').match(/SOURCES = '(\w+)'/)[1];
 }
 
 const sgemmDeclaration = (source) => source.match(/^EXPORT void mf_sgemm\([^)]*\)/m)[0];

@@ -1,7 +1,8 @@
 // Compiles the C sources to WebAssembly and writes each module as base64 text into src/*.wasm.ts, which works alike in
 // Node, browsers and tests. Needs clang-19 and lld-19; `node build.mjs --check` only compares and says what differs.
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -95,6 +96,14 @@ export function source({ name }, bytes) {
   return `// Written by build.mjs from c/*.c. Do not edit.\nexport const base64: string =\n  '${bytes.toString('base64')}';\n`;
 }
 
+/** Hash of all that the kernels are compiled from. */
+function fingerprint() {
+  const hash = createHash('sha256');
+  const names = readdirSync(join(here, 'c')).filter((name) => /\.[ch]$/.test(name) && !name.startsWith('linalg'));
+  for (const name of names.sort()) hash.update(`${name}\n`).update(readFileSync(join(here, 'c', name)));
+  return hash.digest('hex').slice(0, 16);
+}
+
 /** The generated table of how threads share the work of each kernel. */
 export function shares() {
   const found = KERNELS.flatMap((name) => [
@@ -104,7 +113,7 @@ export function shares() {
     if (parameters.split(',').length === letters.length) return `  ${name}: '${letters}',\n`;
     throw new Error(`${name}: SHARE("${letters}") has not a letter for each of (${parameters}).`);
   });
-  return `// Written by build.mjs from c/*.c. Do not edit.\nexport const SHARES: Record<string, string> = {\n${rows.join('')}};\n`;
+  return `// Written by build.mjs from c/*.c. Do not edit.\nexport const SHARES: Record<string, string> = {\n${rows.join('')}};\n/** Fingerprint of the C files: machine code must be made from the same. */\nexport const SOURCES = '${fingerprint()}';\n`;
 }
 
 function write(name, text, what) {

@@ -237,11 +237,19 @@ static napi_value fingerprint(napi_env env, napi_callback_info info) {
   return text;
 }
 
+// engine(): fingerprint of the version of @matforge/engine whose kernels these are.
+static napi_value engine(napi_env env, napi_callback_info info) {
+  (void)info;
+  napi_value text;
+  napi_create_string_utf8(env, ENGINE, NAPI_AUTO_LENGTH, &text);
+  return text;
+}
+
 NAPI_MODULE_INIT() {
   const struct {
     const char *name;
     napi_callback function;
-  } functions[] = {{"open", open_heap}, {"threads", set_threads}, {"isa", set_isa}, {"kernels", list_kernels}, {"sources", fingerprint}};
+  } functions[] = {{"open", open_heap}, {"threads", set_threads}, {"isa", set_isa}, {"kernels", list_kernels}, {"sources", fingerprint}, {"engine", engine}};
   for (unsigned i = 0; i < sizeof(functions) / sizeof(*functions); i++) {
     napi_value function;
     napi_create_function(env, functions[i].name, NAPI_AUTO_LENGTH, functions[i].function, 0, &function);

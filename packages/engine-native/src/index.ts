@@ -22,6 +22,8 @@ interface Addon {
   kernels(): Record<string, number>;
   /** Fingerprint of the sources. */
   sources(): string;
+  /** Fingerprint of the version of @matforge/engine whose kernels it has. */
+  engine(): string;
 }
 
 let loaded: Addon | null | undefined;
@@ -62,10 +64,14 @@ function wantedThreads(): number {
   return Number.isInteger(given) && given > 0 ? given : Math.min(availableParallelism(), 16);
 }
 
-/** Why the addon is not in use, or undefined when it is. */
-export function whyNot(): string | undefined {
-  addon();
-  return problem;
+/**
+ * Why the addon is not in use, or undefined when it is. With the fingerprint of an engine's kernels also whether it is made
+ * for that engine.
+ */
+export function whyNot(engine?: string): string | undefined {
+  const found = addon();
+  if (!found || engine === undefined || found.engine() === engine) return problem;
+  return 'it belongs to another version of @matforge/engine; install the two in the same version';
 }
 
 /**

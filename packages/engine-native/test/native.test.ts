@@ -6,6 +6,7 @@ import { transformSync } from '@swc/core';
 import * as tf from '@tensorflow/tfjs';
 import fc from 'fast-check';
 import { causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '../../engine/src/index.ts';
+import { SOURCES } from '../../engine/src/shares.ts';
 import { nativeIsa, nativeSources, nativeThreads, openNative, whyNot } from '../src/index.ts';
 
 const folder = join(__dirname, '..');
@@ -172,6 +173,13 @@ describe('the addon', () => {
     const now = spawnSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' });
     // When this fails: node packages/engine-native/install.mjs --build
     expect(nativeSources()).toBe(now.stdout.trim());
+  });
+
+  withAddon(`serves the engine that it is made for, and says so of another${why}`, () => {
+    expect(whyNot(SOURCES)).toBeUndefined();
+    expect(whyNot('another')).toMatch(
+      /belongs to another version of @matforge\/engine; install the two in the same version/,
+    );
   });
 });
 

@@ -1,3 +1,5 @@
+import { SOURCES } from './shares.ts';
+
 /** Some or all kernels as machine code on the same heap. */
 export interface NativeKernels {
   kernels: Record<string, (...numbers: number[]) => number>;
@@ -8,7 +10,7 @@ export interface NativeKernels {
 export interface Addon {
   openNative(heap: () => Uint8Array, reference: object): NativeKernels | null;
   nativeThreads(count?: number): number;
-  whyNot(): string | undefined;
+  whyNot(engine: string): string | undefined;
 }
 
 const ADDON = '@matforge/engine-native';
@@ -24,7 +26,7 @@ export async function findAddon(): Promise<Addon | null> {
   } catch {
     return null;
   }
-  const problem = addon.whyNot();
+  const problem = addon.whyNot(SOURCES);
   if (problem === undefined) return addon;
   if (!told) {
     told = true;

@@ -30,3 +30,5 @@ export const SHARES: Record<string, string> = {
   mf_affine: 'NuR---R',
   mf_batch_norm_back: 'NuRR--RAA',
 };
+/** Fingerprint of the C files: machine code must be made from the same. */
+export const SOURCES = '18d92aca02947e96';
