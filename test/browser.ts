@@ -1,9 +1,8 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { createRequire } from 'node:module';
 import type { AddressInfo } from 'node:net';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { type BuildOptions, build, type Plugin } from 'esbuild';
 import { type Browser, chromium, type Page } from 'playwright-core';
 
@@ -172,7 +171,7 @@ export async function openPage(
     .sort()
     .map((url) => `<script src="${url}"></script>`)
     .join('')}`;
-  const wasmFiles = dirname(createRequire(__filename).resolve('@tensorflow/tfjs-backend-wasm'));
+  const wasmFiles = join(__dirname, '../node_modules/@tensorflow/tfjs-backend-wasm/dist');
   const headers = isolated
     ? { 'cross-origin-opener-policy': 'same-origin', 'cross-origin-embedder-policy': 'require-corp' }
     : {};

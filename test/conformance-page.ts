@@ -1,7 +1,7 @@
 // Runs in a browser, or in Node for the names: the conformance suites of methods, collected and run one by one.
-import { ready } from '@matforge/core';
-import { type ReadyOptions, ready as readyEngine } from '@matforge/engine';
+import { type ReadyOptions, ready } from '@matforge/core';
 import { type GoldenCase, type MethodSuites, type Place, testConformance, testGoldenCases } from '@matforge/testkit';
+import * as tf from '@tensorflow/tfjs';
 import { type Collected, collect } from './collect.ts';
 
 /** Cases of golden files by method. */
@@ -21,10 +21,14 @@ export function collectSuites(all: readonly MethodSuites[], goldens: Goldens, pl
 export function pageOf(all: readonly MethodSuites[]) {
   let tests: Collected[] = [];
   return {
-    async start(goldens: Goldens, place: Place, engine?: ReadyOptions): Promise<string[]> {
-      if (engine) await readyEngine(engine);
-      if (place.backend === 'webgpu') await import('@tensorflow/tfjs-backend-webgpu');
-      await ready(place.backend);
+    async start(goldens: Goldens, place: Place, options?: ReadyOptions): Promise<string[]> {
+      if (place.backend === 'webgpu') {
+        await import('@tensorflow/tfjs-backend-webgpu');
+        // For small products tfjs takes a workgroup for each number, which a software renderer needs 100 times as long for
+        // as for its tiles. What it takes itself is compared with cpu in backends.test.ts.
+        tf.env().set('WEBGPU_MATMUL_PROGRAM_TYPE', 2);
+      }
+      await ready(place.backend, options);
       tests = collectSuites(all, goldens, place);
       return tests.map(({ path }) => path.join(' › '));
     },

@@ -5,6 +5,6 @@ jest.setTimeout(60_000);
 // Isolated, the page could share memory: matforge's kernels must be as right there as anywhere.
 testInBrowser({
   place: { backend: 'wasm', files: 'memory', small: true },
-  engine: { wasmPaths: '/wasm/' },
+  ready: { wasmPaths: '/wasm/' },
   isolated: true,
 });

@@ -1,5 +1,6 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
+import type { ReadyOptions } from '@matforge/core';
 import { type MethodSuites, type Place, readGolden } from '@matforge/testkit';
 import { type BrowserBackend, openPage, type PageOptions, type TestPage, unavailable } from './browser.ts';
 import { collectSuites, type Goldens } from './conformance-page.ts';
@@ -32,15 +33,15 @@ export interface Refusal {
 /** Options of {@link testInBrowser}. */
 export interface InBrowser extends PageOptions {
   readonly place: Place & { readonly backend: BrowserBackend };
-  /** Options of the engine's `ready`, for `wasm`. */
-  readonly engine?: object;
+  /** Options of `ready`, for `wasm`. */
+  readonly ready?: ReadyOptions;
   readonly refusals?: readonly Refusal[];
   /** Which tests run; default all. */
   readonly only?: RegExp;
 }
 
 /** Declares one jest test for every test of every package's suites, each run in one and the same page. */
-export function testInBrowser({ place, engine, refusals = [], only = /./, ...options }: InBrowser): void {
+export function testInBrowser({ place, ready, refusals = [], only = /./, ...options }: InBrowser): void {
   const skipped = unavailable(place.backend);
   const all = suiteFolders.map((folder) => ({ folder, suites: suitesOf(folder) }));
   const goldens: Goldens = Object.fromEntries(
@@ -56,7 +57,7 @@ export function testInBrowser({ place, engine, refusals = [], only = /./, ...opt
   beforeAll(async () => {
     if (skipped) return;
     page = await openPage({ text: pageText() }, place.backend, { expect: true, ...options });
-    const declared = await page.call<string[]>('start', goldens, place, engine);
+    const declared = await page.call<string[]>('start', goldens, place, ready);
     expect(declared).toEqual(names);
   });
   afterAll(() => page?.close());

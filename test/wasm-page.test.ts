@@ -40,4 +40,10 @@ describe.each([
     expect(there.weights.length).toBe(4);
     for (const [i, values] of there.weights.entries()) expect(deviation(values, here.weights[i])).toBeLessThan(1e-4);
   });
+
+  inBrowser(`refuses to save to a path, and says to what${skipped}`, async () => {
+    expect(await page.call('saveToPath')).toMatch(
+      /^MatforgeError: path: there is no file system here.*give save and load memoryStorage\(\)/,
+    );
+  });
 });

@@ -1,6 +1,6 @@
 // Runs in a page and in Node: a small training on wasm, returned as numbers.
-import { adam, attach, detach, random, ready, toOptimizer, train } from '@matforge/core';
-import { engineInfo, type ReadyOptions, ready as readyEngine } from '@matforge/engine';
+import { adam, attach, detach, type ReadyOptions, random, ready, save, toOptimizer, train } from '@matforge/core';
+import { engineInfo } from '@matforge/engine';
 import { lora } from '@matforge/lora';
 import * as tf from '@tensorflow/tfjs';
 
@@ -13,8 +13,7 @@ export interface Trained {
 
 /** Trains a convolution and two dense layers, the first of them adapted, for a few steps. */
 export async function trainSmall(options?: ReadyOptions): Promise<Trained> {
-  await readyEngine(options);
-  await ready();
+  await ready('wasm', options);
   const stream = random(3);
   const model = tf.sequential({
     layers: [
@@ -58,7 +57,17 @@ export const pageInfo = () => ({ ...engineInfo(), isolated: globalThis.crossOrig
 
 /** What starting the engine without its files says. */
 export const startWithout = (): Promise<string> =>
-  readyEngine().then(
+  ready().then(
     () => 'started',
     (error: Error) => error.message,
   );
+
+/** What saving an adapter to a path says, where there are no paths. */
+export async function saveToPath(): Promise<string> {
+  const model = tf.sequential({ layers: [tf.layers.dense({ name: 'up', units: 2, inputShape: [2] })] });
+  await attach(model, lora({ rank: 1 }));
+  return save(model, 'adapter').then(
+    () => 'saved',
+    (error: Error) => `${error.name}: ${error.message}`,
+  );
+}

@@ -66,7 +66,7 @@ type Call = { inputs: tf.NamedTensorInfoMap | tf.TensorInfo[]; attrs?: tf.NamedA
 /** What every backend has, though tfjs declares only part of it. */
 interface Device extends tf.KernelBackend {
   write(values: Values, shape: number[], dtype: tf.DataType): object;
-  tensorMap: Map<object, { values?: Values | null; shape: number[]; dtype: tf.DataType }>;
+  tensorMap: Map<object, { values?: Values | null; shape: number[]; dtype: tf.DataType; refCount: number }>;
 }
 
 /** Live tensors of a webgpu backend. Its own table is a weak map, which cannot be walked. */
@@ -96,9 +96,7 @@ function refuseBlockingReads(device: Device): void {
     if (values == null && dtype !== 'string' && dtype !== 'complex64') {
       refuse(
         'webgpu',
-        `${currentSteps()
-          .map((step) => `${step}: `)
-          .join('')}a ${dtype} tensor of shape [${shape}] is on the device and ` +
+        `${currentSteps().join(': ') || 'dataSync'}: a ${dtype} tensor of shape [${shape}] is on the device and ` +
           'cannot be read at once; await its data() first, or do this step (attach, merge, linear algebra, an optimizer ' +
           "that decomposes gradients) after await ready('wasm') and come back with await ready('webgpu')",
       );
@@ -109,11 +107,16 @@ function refuseBlockingReads(device: Device): void {
 
 /** Reads every tensor of a webgpu backend that is being left: from then on the host has them, and they can move. */
 async function fetchAll(): Promise<void> {
-  const device = tf.getBackend() === 'webgpu' ? tf.backend() : undefined;
+  const device = tf.getBackend() === 'webgpu' ? (tf.backend() as Device) : undefined;
   const alive = device && living.get(device);
   if (!device || !alive) return;
-  // The first read sends off the work that waited, after which tensors that only it needed are gone.
-  await Promise.all([...alive].map((id) => alive.has(id) && device.read(id)));
+  await Promise.all(
+    [...alive].map(async (id) => {
+      // Work that waits may need what is disposed already; the first read sends it off, and with that they are gone.
+      if (!alive.has(id) || device.tensorMap.get(id)?.refCount === 0) return;
+      await device.read(id).catch((cause) => alive.has(id) && Promise.reject(cause));
+    }),
+  );
 }
 
 const filled = new Set<string>();

@@ -14,6 +14,8 @@ import { openPlace, type Place, taken, valuesOf } from './place.ts';
 
 /** What {@link testTransformation} needs to know about a method. */
 export interface TransformationSuite {
+  /** Tells several suites of one method apart. */
+  title?: string;
   // biome-ignore lint/suspicious/noExplicitAny: configurations differ per method.
   method: TransformationMethod<any, any>;
   /** Options that suit a regression with a kernel [6, 4] and a bias [4], and reduce its loss. */
@@ -28,7 +30,7 @@ export interface TransformationSuite {
  *
  * @param where the backend to run on. Default `wasm`.
  */
-export function testTransformation({ method, options, refused }: TransformationSuite, where: Place = {}): void {
+export function testTransformation({ title, method, options, refused }: TransformationSuite, where: Place = {}): void {
   const place = openPlace(where);
   // biome-ignore lint/suspicious/noExplicitAny: see TransformationSuite.method.
   const make = (): MethodTransformation<any, any> => method(options);
@@ -37,7 +39,7 @@ export function testTransformation({ method, options, refused }: TransformationS
     bias: random(seed + 100).normal([4]),
   });
 
-  describe(`conformance of ${method.info.id}`, () => {
+  describe(`conformance of ${[method.info.id, ...(title ? [title] : [])].join(', ')}`, () => {
     let before: number;
     beforeEach(async () => {
       await place.enter();

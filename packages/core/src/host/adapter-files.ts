@@ -56,7 +56,7 @@ export async function save(
   const { name = soleActive(host), baseModel = null, overwrite = false } = options;
   const adapter = adapterOf(host, name);
   const json = `${JSON.stringify(sortKeys(configJson(adapter, baseModel)), null, 2)}\n`;
-  const tensors = tf.tidy(() => fileTensors(host, adapter));
+  const tensors = during('save', () => tf.tidy(() => fileTensors(host, adapter)));
   const metadata = { format: 'pt' };
   try {
     if (typeof target === 'object') {

@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 import type { AnyConfiguredMethod, ForwardContext, Group, Site } from '../contracts/linear-method.ts';
 import { random } from '../tensors/random.ts';
 import { declared, makeSite } from './attach.ts';
@@ -57,7 +58,8 @@ export function functional(
       const source = random(seed).fork(name);
       const start = { kernel, bias, config, site, group, random: source, activations, gradients, data: {} };
       return tf.tidy(() => {
-        const given: Record<string, tf.Tensor | undefined> = method.init?.(start) ?? {};
+        const given: Record<string, tf.Tensor | undefined> =
+          during(`${method.info.id}.init`, () => method.init?.(start)) ?? {};
         return makeSite(method, specs, { seed, shared: new Map() }, start, (key) => given[key]);
       });
     },

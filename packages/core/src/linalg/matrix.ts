@@ -1,4 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
+import { during } from '../blocking.ts';
 import { ensure, refuse } from '../errors.ts';
 
 /** A dense float64 matrix, row-major: entry (i, j) is `data[i * cols + j]`. */
@@ -56,7 +57,7 @@ export function toMatrix(tensor: tf.Tensor, name = 'tensor'): Matrix {
   if (tensor.dtype === 'string' || tensor.dtype === 'complex64')
     refuse(name, `entries must be real, got ${tensor.dtype}.`);
   const [rows, cols = 1] = tensor.shape;
-  return { rows, cols, data: Float64Array.from(tensor.dataSync()) };
+  return { rows, cols, data: Float64Array.from(during('toMatrix', () => tensor.dataSync())) };
 }
 
 /** A matrix as a float32 tensor [rows, cols]. */

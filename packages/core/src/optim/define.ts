@@ -51,7 +51,7 @@ export function defineTransformation<Schema extends ConfigSchema, State>(
     const transformation: Made = {
       info,
       config,
-      init: (params) => definition.init(params, config),
+      init: (params) => during(`${info.id}.init`, () => definition.init(params, config)),
       update: (updates, state, params) =>
         during(`${info.id}.update`, () => definition.update(updates, state, params, config)),
       ...(typeof learningRate === 'number' && {

@@ -223,7 +223,7 @@ export function balancedFactors(block: Matrix, rank: number): BalancedFactors {
 
 /** ‖W − P‖_F and ‖W − P‖_F/‖W‖_F (0 for W = 0), summed in float64. */
 export function projectionError(W: tf.Tensor, P: tf.Tensor): { error: number; relError: number } {
-  const [w, p] = [W.dataSync(), P.dataSync()];
+  const [w, p] = during('projection', () => [W.dataSync(), P.dataSync()]);
   let [difference, norm] = [0, 0];
   for (let i = 0; i < w.length; i++) {
     difference += (w[i] - p[i]) ** 2;
@@ -253,7 +253,8 @@ export function ensureFactor(name: string, tensor: tf.Tensor, shape: readonly nu
 /** Refuses a kernel that is no finite `[inDim, outDim]` matrix. */
 export function ensureKernel(W: tf.Tensor2D): void {
   ensure(W.rank === 2, 'W', () => `must be a matrix [in, out], got shape [${W.shape}]`);
-  ensure(W.dataSync().every(Number.isFinite), 'W', () => 'has non-finite entries; repair the kernel first');
+  const whole = during('projection', () => W.dataSync().every(Number.isFinite));
+  ensure(whole, 'W', () => 'has non-finite entries; repair the kernel first');
 }
 
 /** Size of a kernel and options of its method. */

@@ -51,6 +51,7 @@ export const suites: MethodSuites = {
       ],
     },
     {
+      title: 'moments in bytes',
       method: galore,
       options: { rank: 2, updateProjGap: 3, learningRate: 0.1, scale: 1, states: 'int8' },
       refused: [[{ states: 'int4' }, /galore\.states: must be one of .*got "int4"/]],
