@@ -102,7 +102,7 @@ function run(
 }
 
 /** Strides of a shape lined up at the right with `rank` axes; 0 along axes of one element. */
-function stridesOf(shape: number[], rank: number): number[] {
+export function stridesOf(shape: number[], rank: number): number[] {
   const strides = new Array<number>(rank).fill(0);
   let stride = 1;
   for (let axis = shape.length - 1; axis >= 0; axis--) {

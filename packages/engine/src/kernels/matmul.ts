@@ -2,6 +2,7 @@ import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import type { OwnKernel } from '../backend.ts';
 import { type Native, native } from '../native.ts';
+import { stridesOf } from './broadcast.ts';
 
 /** Codes of the element-wise functions in c/elementwise.c. */
 export const FUNCTIONS = {
@@ -105,9 +106,9 @@ function multiply(
   else if ((sizeA === batch || sizeA === 1) && (sizeB === batch || sizeB === 1)) {
     run(batch, m, atA, sizeA === 1 ? 0 : m * inner, atB, sizeB === 1 ? 0 : n * inner, atC);
   } else {
-    const stepsA = broadcastSteps(outerA, outer.length);
-    const stepsB = broadcastSteps(outerB, outer.length);
-    const strides = broadcastSteps(outer, outer.length);
+    const stepsA = stridesOf(outerA, outer.length);
+    const stepsB = stridesOf(outerB, outer.length);
+    const strides = stridesOf(outer, outer.length);
     for (let i = 0; i < batch; i++) {
       let [fromA, fromB] = [0, 0];
       outer.forEach((size, axis) => {
@@ -119,17 +120,6 @@ function multiply(
     }
   }
   return out;
-}
-
-/** Strides of a shape lined up at the right with `rank` axes; 0 along axes of one element. */
-function broadcastSteps(shape: number[], rank: number): number[] {
-  const steps = new Array<number>(rank).fill(0);
-  let stride = 1;
-  for (let axis = shape.length - 1; axis >= 0; axis--) {
-    if (shape[axis] !== 1) steps[axis + rank - shape.length] = stride;
-    stride *= shape[axis];
-  }
-  return steps;
 }
 
 /** tf.matMul. */
