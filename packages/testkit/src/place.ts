@@ -12,7 +12,7 @@ export interface Place {
   readonly home?: string;
   /** Whether adapters are saved to a directory (Node) or to memory, as a page does. Default `'directory'`. */
   readonly files?: 'directory' | 'memory';
-  /** Widths and repetitions for a backend that computes in software. Default false. */
+  /** Fewer widths, repetitions and entries, for a backend that computes in software. Default false. */
   readonly small?: boolean;
 }
 
