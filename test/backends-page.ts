@@ -193,6 +193,7 @@ const ops: Record<string, [Op, ...number[][]]> = {
   causalSoftmax: [(a) => causalSoftmax(a, 0.5), [2, 4, 4]],
   softmaxCrossEntropy: [(a) => softmaxCrossEntropy(a, indices([1, 0, 4], [3]) as tf.Tensor1D), [3, 5]],
   'gelu, silu': [(a) => tf.add(gelu(a), silu(a)), [3, 5]],
+  'sine, cosine of large angles': [(a) => flat(tf.sin(tf.mul(a, 300)), tf.cos(tf.mul(a, 300))), [3, 40]],
   'softmax of moments': [
     (a) => {
       const { mean, variance } = tf.moments(a, -1, true);

@@ -6,14 +6,11 @@ import { type BrowserBackend, openPage, type TestPage, unavailable } from './bro
 // A software renderer compiles every shader on the CPU.
 jest.setTimeout(240_000);
 
-// WGSL allows sin and cos an absolute error of 2⁻¹¹ and GLSL does not bound it; RoAd is made of them.
-const tolerance = (method: string): number => (method === 'road' ? 1e-3 : 1e-4);
-
-function expectMethod(name: string, result: Record<string, number>): void {
+function expectMethod(result: Record<string, number>): void {
   const { variables, moved, leaked, restored, ...deviations } = result;
   for (const [what, deviation] of Object.entries(deviations)) {
     // null is what JSON makes of NaN.
-    expect([what, deviation, deviation !== null && deviation < tolerance(name)]).toEqual([what, deviation, true]);
+    expect([what, deviation, deviation !== null && deviation < 1e-4]).toEqual([what, deviation, true]);
   }
   expect(Object.keys(deviations).sort()).toEqual(
     ['forward', 'gradients', 'losses', 'merged', 'start', 'trained', 'unmerged'].sort(),
@@ -41,7 +38,7 @@ describe('wasm beside cpu', () => {
   afterAll(() => ready());
 
   test.each(page.methodNames())('%s', async (name) => {
-    expectMethod(name, await page.runMethod('wasm', name as never));
+    expectMethod(await page.runMethod('wasm', name as never));
   });
 
   test('train()', async () => {
@@ -82,7 +79,7 @@ describe.each<BrowserBackend>(['webgl', 'webgpu'])('%s beside cpu', (backend) =>
   });
 
   (skipped ? test.skip : test).each(page.methodNames())(`%s, attached, trained, merged${skipped}`, async (name) => {
-    expectMethod(name, await browser.call('runMethod', backend, name));
+    expectMethod(await browser.call('runMethod', backend, name));
   });
 
   inBrowser(`train()${skipped}`, async () => {

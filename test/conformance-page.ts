@@ -28,6 +28,8 @@ export function pageOf(all: readonly MethodSuites[]) {
         // as for its tiles. What it takes itself is compared with cpu in backends.test.ts.
         tf.env().set('WEBGPU_MATMUL_PROGRAM_TYPE', 2);
       }
+      // Shaders take shapes as values: a software renderer would compile them anew for every shape.
+      if (place.backend === 'webgl') tf.env().set('WEBGL_USE_SHAPES_UNIFORMS', true);
       await ready(place.backend, options);
       tests = collectSuites(all, goldens, place);
       return tests.map(({ path }) => path.join(' › '));

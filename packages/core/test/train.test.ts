@@ -2,6 +2,7 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as tf from '@tensorflow/tfjs';
+import { memoryStorage } from '../src/files/index.ts';
 import {
   adam,
   adamw,
@@ -17,7 +18,6 @@ import {
   CHECKPOINT_FILE,
   evaluateModel,
   type FunctionModel,
-  memoryStorage,
   type TrainingBatch,
   type TrainingOptions,
   type TrainingProgress,
