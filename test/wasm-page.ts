@@ -38,7 +38,9 @@ export async function trainSmall(options?: ReadyOptions): Promise<Trained> {
       batchSize: 8,
       epochs: 3,
       seed: 1,
-      onProgress: ({ loss }) => losses.push(loss),
+      onProgress: ({ loss }) => {
+        losses.push(loss);
+      },
     },
   );
   const outputs = Array.from(await tf.tidy(() => model.predict(xs) as tf.Tensor).data());
@@ -53,7 +55,10 @@ export async function trainSmall(options?: ReadyOptions): Promise<Trained> {
 }
 
 /** The page's state beside the engine's. */
-export const pageInfo = () => ({ ...engineInfo(), isolated: globalThis.crossOriginIsolated });
+export const pageInfo = () => ({
+  ...engineInfo(),
+  isolated: (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated,
+});
 
 /** What starting the engine without its files says. */
 export const startWithout = (): Promise<string> =>
