@@ -70,7 +70,7 @@ if (option) {
     console.log(`engine-native: ${prebuilt}`);
   }
 } else if (![prebuilt, compiled].some((path) => existsSync(path) && loads(path))) {
-  const problem = ['linux', 'darwin'].includes(process.platform) ? compile() : `no binary for ${process.platform} yet`;
+  const problem = ['linux', 'darwin'].includes(process.platform) ? compile() : `no binary for ${own} yet`;
   if (problem)
     console.log(`engine-native: runs without its addon, that is at the speed of @matforge/engine alone (${problem})`);
 }

@@ -2,6 +2,7 @@
 // on; no sum is ever split between threads, so the result does not depend on their number.
 #include "gemm.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -139,12 +140,12 @@ static void piece(void *data, int index, int worker) {
   const Job *job = data;
   (void)worker;
   if (!work_area) {
-    void *area = 0;
-    if (posix_memalign(&area, 64, (ROWS + COLUMNS) * DEPTH * sizeof(float)) != 0) {
+    void *area = malloc((ROWS + COLUMNS) * DEPTH * sizeof(float) + 64);
+    if (!area) {
       out_of_memory = 1;
       return;
     }
-    work_area = area;
+    work_area = (float *)(((uintptr_t)area + 63) & ~(uintptr_t)63);
   }
   int grid = job->rows * job->columns, number = index / grid, cell = index % grid;
   Product g = job->product;

@@ -28,12 +28,13 @@ static void *current_job;
 static int started = 1;
 
 static uv_once_t once = UV_ONCE_INIT;
-static uv_mutex_t owner, gate;
+// Not a mutex: those of Windows let the thread that has one in again.
+static atomic_flag busy = ATOMIC_FLAG_INIT;
+static uv_mutex_t gate;
 static uv_cond_t wake;
 static uv_thread_t threads[MOST_THREADS];
 
 static void setup(void) {
-  uv_mutex_init(&owner);
   uv_mutex_init(&gate);
   uv_cond_init(&wake);
 }
@@ -81,7 +82,7 @@ int pool_size(void) { return atomic_load(&wanted); }
 void pool_run(PoolTask task, void *job, int pieces) {
   uv_once(&once, setup);
   int size = pool_size();
-  if (pieces <= 1 || size == 1 || pieces > (int)PIECE_MASK / 2 || uv_mutex_trylock(&owner) != 0) {
+  if (pieces <= 1 || size == 1 || pieces > (int)PIECE_MASK / 2 || atomic_flag_test_and_set(&busy)) {
     for (int i = 0; i < pieces; i++) task(job, i, -1);
     return;
   }
@@ -102,5 +103,5 @@ void pool_run(PoolTask task, void *job, int pieces) {
   }
   work(0);
   while (atomic_load(&finished) < pieces) PAUSE();
-  uv_mutex_unlock(&owner);
+  atomic_flag_clear(&busy);
 }

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { transformSync } from '@swc/core';
@@ -13,6 +13,12 @@ const folder = join(__dirname, '..');
 const present = nativeIsa() !== null;
 const withAddon = present ? it : it.skip;
 const why = present ? '' : ` (skipped: ${whyNot()})`;
+
+/** Fingerprint of the sources of the addon in the tree. */
+function currentSources(): string {
+  const script = `import { fingerprint } from ${JSON.stringify(`file://${folder}/sources.mjs`)}; console.log(fingerprint())`;
+  return spawnSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' }).stdout.trim();
+}
 
 /** A heap of our own. */
 function heapOf(megabytes: number): { bytes: Uint8Array; floats: Float32Array } {
@@ -169,10 +175,20 @@ describe('the addon', () => {
   });
 
   withAddon(`is made from the sources as they are now${why}`, () => {
-    const script = `import { fingerprint } from ${JSON.stringify(`file://${folder}/sources.mjs`)}; console.log(fingerprint())`;
-    const now = spawnSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' });
     // When this fails: node packages/engine-native/install.mjs --build
-    expect(nativeSources()).toBe(now.stdout.trim());
+    expect(nativeSources()).toBe(currentSources());
+  });
+
+  it('every prebuilt binary is made from the sources as they are now', () => {
+    const prebuilds = join(folder, 'prebuilds');
+    const platforms = readdirSync(prebuilds).sort();
+    expect(platforms).toEqual(['linux-arm64', 'linux-x64', 'win32-x64']);
+    // When this fails: install.mjs --build, --build=linux-arm64 and windows.mjs, see the README.
+    const fingerprints = platforms.map((platform) => {
+      const binary = readFileSync(join(prebuilds, platform, 'matforge_engine.node'));
+      return binary.includes(currentSources()) && binary.includes(SOURCES);
+    });
+    expect(fingerprints).toEqual([true, true, true]);
   });
 
   withAddon(`serves the engine that it is made for, and says so of another${why}`, () => {
