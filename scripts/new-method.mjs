@@ -109,14 +109,26 @@ export async function reproduce(): Promise<Reproduction> {
   };
 }
 `,
-  [`test/${name}.test.ts`]: `import { testLinearMethod } from '@matforge/testkit';
+  'test/suite.ts': `import type { MethodSuites } from '@matforge/testkit';
 import { ${identifier} } from '../src/index.ts';
 
-testLinearMethod({
-  configured: ${identifier}({ rank: 2 }),
-  parameters: (inDim, outDim) => 2 * (inDim + outDim),
-  refused: [[{ rank: 0 }, /${name}\\.rank: must be a positive integer, got 0/]],
-});
+export const suites: MethodSuites = {
+  id: '${name}',
+  linear: [
+    {
+      configured: ${identifier}({ rank: 2 }),
+      parameters: (inDim, outDim) => 2 * (inDim + outDim),
+      refused: [[{ rank: 0 }, /${name}\\.rank: must be a positive integer, got 0/]],
+    },
+  ],
+  // What each kind of case in golden.json computes.
+  golden: {},
+};
+`,
+  [`test/${name}.test.ts`]: `import { testConformance } from '@matforge/testkit';
+import { suites } from './suite.ts';
+
+testConformance(suites);
 `,
   'test/reproduce.test.ts': `import { testReproduction } from '@matforge/testkit';
 import { reproduce } from '../src/reproduce.ts';

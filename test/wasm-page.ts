@@ -60,12 +60,21 @@ export const pageInfo = () => ({
   isolated: (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated,
 });
 
-/** What starting the engine without its files says. */
-export const startWithout = (): Promise<string> =>
-  ready().then(
+/** What starting the engine says. */
+export const start = (options?: ReadyOptions): Promise<string> =>
+  ready('wasm', options).then(
     () => 'started',
     (error: Error) => error.message,
   );
+
+/** Sums of the rows of a product that is large enough to be shared. */
+export function product(): number[] {
+  return tf.tidy(() => {
+    const stream = random(11);
+    const y = tf.matMul(stream.normal([150, 170]) as tf.Tensor2D, stream.normal([170, 190]) as tf.Tensor2D);
+    return Array.from(tf.sum(y, 1).dataSync());
+  });
+}
 
 /** What saving an adapter to a path says, where there are no paths. */
 export async function saveToPath(): Promise<string> {

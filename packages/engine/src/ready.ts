@@ -53,7 +53,7 @@ export async function ready(options: ReadyOptions = {}): Promise<'wasm'> {
 }
 
 async function start({ wasmPaths, threads }: ReadyOptions): Promise<'wasm'> {
-  if (wasmPaths !== undefined) tfWasm.setWasmPaths(wasmPaths as string);
+  if (wasmPaths !== undefined) setWasmPaths(wasmPaths);
   // The backend's own threads serve few of its kernels and none of ours.
   if (tf.getBackend() !== 'wasm') tf.env().set('WASM_HAS_MULTITHREAD_SUPPORT', false);
   const isShared = threadCount(threads) > 1 && (await findAddon()) === null;
@@ -73,6 +73,17 @@ async function start({ wasmPaths, threads }: ReadyOptions): Promise<'wasm'> {
     speedUpOptimizers();
   }
   return 'wasm';
+}
+
+function setWasmPaths(paths: string | Record<string, string>): void {
+  try {
+    tfWasm.setWasmPaths(paths as string);
+  } catch (cause) {
+    throw new Error(
+      'engine: the wasm backend failed to start before, and TensorFlow.js takes no other wasmPaths after that. Reload the page and give wasmPaths in the first call of ready().',
+      { cause },
+    );
+  }
 }
 
 /** What runs below the tensors. */

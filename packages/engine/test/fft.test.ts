@@ -50,13 +50,15 @@ function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): number 
 }
 
 function transformed(shape: number[], inverse: boolean): [got: ArrayLike<number>, want: Float64Array] {
-  return tf.tidy(() => {
-    const z = tensor(shape, 3);
-    const y = inverse ? tf.ifft(z) : tf.fft(z);
-    expect(y.shape).toEqual(shape);
-    expect(y.dtype).toBe('complex64');
-    return [y.dataSync(), definition(z.dataSync(), shape.at(-1)!, inverse)];
+  const [z, y] = tf.tidy(() => {
+    const from = tensor(shape, 3);
+    return [from, inverse ? tf.ifft(from) : tf.fft(from)];
   });
+  expect(y.shape).toEqual(shape);
+  expect(y.dtype).toBe('complex64');
+  const [got, want] = [y.dataSync(), definition(z.dataSync(), shape.at(-1)!, inverse)];
+  tf.dispose([z, y]);
+  return [got, want];
 }
 
 describe('Fourier transforms', () => {
@@ -118,9 +120,9 @@ describe('Fourier transforms', () => {
   });
 
   it('agrees with the cpu backend, real transforms too', async () => {
-    const run = (): Record<string, ArrayLike<number>> =>
+    const run = (): Record<string, ArrayLike<number>> => {
+      const results: Record<string, ArrayLike<number>> = {};
       tf.tidy(() => {
-        const results: Record<string, ArrayLike<number>> = {};
         for (const n of [1, 2, 3, 8, 12, 17, 50, 64]) {
           const x = tf.tensor(numbers(3 * n, 1), [3, n]);
           const spectrum = tf.spectral.rfft(x);
@@ -131,8 +133,9 @@ describe('Fourier transforms', () => {
           results[`irfft of three axes ${n}`] = tf.spectral.irfft(spectrum.reshape([3, 1, -1])).dataSync();
           results[`fft ${n}`] = tf.fft(tensor([3, n], 2)).dataSync();
         }
-        return results;
       });
+      return results;
+    };
     await tf.setBackend('cpu');
     const want = run();
     await ready();

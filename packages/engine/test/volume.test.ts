@@ -148,9 +148,9 @@ describe('conv3d', () => {
     tf.tidy(() => {
       const x = tf.buffer([1, 5, 5, 5, 1]) as tf.TensorBuffer<tf.Rank.R5>;
       x.set(Number.NaN, 0, 0, 0, 0, 0);
-      const y = tf.conv3d(x.toTensor(), tf.ones([3, 3, 3, 1, 1]) as Five, 1, 'same').dataSync();
+      const y = tf.conv3d(x.toTensor() as Five, tf.ones([3, 3, 3, 1, 1]) as Five, 1, 'same').dataSync();
       expect(Array.from(y).filter(Number.isNaN).length).toBe(8);
-      expect(tf.conv3d(tf.zeros([0, 4, 4, 4, 2]), tf.ones([2, 2, 2, 2, 3]) as Five, 1, 'same').shape).toEqual([
+      expect(tf.conv3d(tf.zeros([0, 4, 4, 4, 2]) as Five, tf.ones([2, 2, 2, 2, 3]) as Five, 1, 'same').shape).toEqual([
         0, 4, 4, 4, 3,
       ]);
     });
