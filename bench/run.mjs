@@ -72,27 +72,25 @@ const worker = join(here, 'worker.mjs');
 const STEPS = 'transformer,lora,cnn,adam,matmul';
 const PACKAGES = 'structured,factors,optimizers';
 
-/** A start-up, the training steps, those of the packages in the first round, and the transformer alone for its memory. */
-function engine(node, environment) {
-  return (round) => [
-    ...[1, 2, 3].flatMap(() => start(node, [join(here, 'start.mjs')], environment)),
-    ...start(node, [worker, 'engine', round === 0 ? `${STEPS},${PACKAGES}` : STEPS], environment),
-    ...(round === 0 ? peak(start(node, [worker, 'engine', 'transformer'], environment)) : []),
-  ];
+/** In each round start-ups and training steps; once, at the end, what packages do and the memory of the transformer alone. */
+function engine(node, environment, packages = true) {
+  const run = (sections) => start(node, [worker, 'engine', sections], environment);
+  return {
+    steps: () => [...[1, 2, 3].flatMap(() => start(node, [join(here, 'start.mjs')], environment)), ...run(STEPS)],
+    once: () => [...peak(run('transformer')), ...(packages ? run(PACKAGES) : [])],
+  };
 }
-const peak = (lines) => {
-  const { rss } = lines.find(({ name }) => name === 'memory');
-  return [{ name: 'peak memory', ms: rss / 2 ** 20 }];
-};
-const torch = (environment) => (round) => {
+function peak(lines) {
+  const said = lines.find(({ name }) => name === 'memory');
+  return [{ name: 'peak memory', ms: said.rss / 2 ** 20 }, said];
+}
+function torch(environment) {
   const all = { OMP_NUM_THREADS: '1', OPENBLAS_NUM_THREADS: '1', ...environment };
   const run = (sections) => start(python, [join(here, 'torch_peer.py'), JSON.stringify(SIZES), sections], all);
-  return [
-    ...run(round === 0 ? `${STEPS},structured,factors` : STEPS),
-    ...(round === 0 ? peak(run('transformer')) : []),
-  ];
-};
-const jaxPeer = () => start(newer || process.execPath, [join(here, 'jax_peer.mjs'), `${STEPS},factors`]);
+  return { steps: () => run(STEPS), once: () => [...peak(run('transformer')), ...run('structured,factors')] };
+}
+/** What takes seconds a step, or is there for comparison only, is timed once. */
+const once = (run) => ({ steps: () => [], once: run });
 const addon = (threads) => ({ MATFORGE_NATIVE: '1', MATFORGE_THREADS: String(threads) });
 const wasm = (threads) => ({ MATFORGE_NATIVE: '0', MATFORGE_THREADS: String(threads) });
 const isa = (value) => typeof value === 'string';
@@ -100,41 +98,42 @@ const isa = (value) => typeof value === 'string';
 // `expect` is what a process must say of itself before its times go under this name.
 const variants = {
   engine: {
-    run: engine(process.execPath, wasm(1)),
+    ...engine(process.execPath, wasm(1)),
     expect: { kernels: 'simd', native: null, threads: 1 },
   },
   'engine, 2 threads': {
-    run: engine(process.execPath, wasm(2)),
+    ...engine(process.execPath, wasm(2)),
     expect: { kernels: 'simd', native: null, threads: 2 },
   },
   ...(newer && {
     'engine, relaxed SIMD': {
-      run: engine(newer, wasm(1)),
+      ...engine(newer, wasm(1), false),
       expect: { kernels: 'relaxed', native: null, threads: 1 },
     },
     'engine, relaxed SIMD, 2 threads': {
-      run: engine(newer, wasm(2)),
+      ...engine(newer, wasm(2), false),
       expect: { kernels: 'relaxed', native: null, threads: 2 },
     },
   }),
-  'native, 1 thread': { run: engine(process.execPath, addon(1)), expect: { native: isa, threads: 1 } },
-  'native, 2 threads': { run: engine(process.execPath, addon(2)), expect: { native: isa, threads: 2 } },
+  'native, 1 thread': { ...engine(process.execPath, addon(1)), expect: { native: isa, threads: 1 } },
+  'native, 2 threads': { ...engine(process.execPath, addon(2)), expect: { native: isa, threads: 2 } },
+  ...(python && {
+    'PyTorch SkylakeX': { ...torch({ OPENBLAS_CORETYPE: 'SkylakeX' }), expect: { blas: 'openblas' } },
+    'PyTorch as installed': { ...once(torch({}).steps), expect: {} },
+  }),
   'stock wasm': {
-    run: () => start(process.execPath, [worker, 'stock'], { MATFORGE_NATIVE: '0' }),
+    ...once(() => [
+      ...[1, 2, 3].flatMap(() => start(process.execPath, [join(here, 'start.mjs'), 'stock'])),
+      ...start(process.execPath, [worker, 'stock'], wasm(1)),
+    ]),
     expect: { kernels: 'none', native: null },
-    once: true,
   },
   // It must find what the engine finds before its times count.
   '@jax-js/jax': {
-    run: jaxPeer,
+    ...once(() => start(newer || process.execPath, [join(here, 'jax_peer.mjs'), `${STEPS},factors`])),
     expect: { device: 'wasm', worst: (difference) => difference < 1e-4 },
-    once: true,
     optional: true,
   },
-  ...(python && {
-    'PyTorch SkylakeX': { run: torch({ OPENBLAS_CORETYPE: 'SkylakeX' }), expect: { blas: 'openblas' } },
-    'PyTorch as installed': { run: torch({}), expect: {}, once: true },
-  }),
 };
 
 const chosen = options.only ? options.only.split(',') : Object.keys(variants);
@@ -146,39 +145,46 @@ const results = {};
 const left = [];
 const rounds = options.quick ? 1 : Number(options.rounds);
 const began = performance.now();
+const minutes = () => (performance.now() - began) / 60_000;
+
+/** Runs a part of a variant and keeps the least of its times. */
+function time(variant, part, label) {
+  const { [part]: run, expect, optional } = variants[variant];
+  if (left.some((reason) => reason.startsWith(`${variant}:`))) return;
+  let lines;
+  try {
+    lines = run();
+  } catch (error) {
+    if (!optional) throw error;
+    left.push(`${variant}: left out, ${reasonOf(error)}`);
+    return;
+  }
+  if (lines.length === 0) return;
+  if (fingerprint() !== built) throw new Error('bench: the packages were rebuilt during the run; start again.');
+  const said = lines.find(({ name }) => name === 'memory') ?? {};
+  const fits = (key) => (typeof expect[key] === 'function' ? expect[key](said[key]) : said[key] === expect[key]);
+  const odd = Object.keys(expect).find((key) => !fits(key));
+  if (odd) {
+    left.push(`${variant}: left out, ${odd} is ${said[odd]} and should be ${expect[odd]}`);
+    delete results[variant];
+    return;
+  }
+  for (const { name, ms, ...more } of lines) {
+    results[variant] ??= {};
+    const before = results[variant][name];
+    results[variant][name] = { ms: Math.min(ms, before?.ms ?? ms), all: [...(before?.all ?? []), ms], ...more };
+  }
+  console.error(`${(60 * minutes()).toFixed(0)} s: ${variant}, ${label}`);
+}
+
+// What comes once takes about so many minutes, and must fit in as well.
+const LAST = options.quick ? 0 : 4;
 let done = 0;
 for (; done < rounds; done++) {
-  const used = (performance.now() - began) / 60_000;
-  if (done > 0 && used + used / done > Number(options.minutes)) break;
-  for (const variant of chosen) {
-    const { run, expect, once, optional } = variants[variant];
-    // What takes seconds a step is timed in one round.
-    if (left.some((reason) => reason.startsWith(`${variant}:`)) || (once && done > 0)) continue;
-    let lines;
-    try {
-      lines = run(done);
-    } catch (error) {
-      if (!optional) throw error;
-      left.push(`${variant}: left out, ${reasonOf(error)}`);
-      continue;
-    }
-    if (fingerprint() !== built) throw new Error('bench: the packages were rebuilt during the run; start again.');
-    const said = lines.find(({ name }) => name === 'memory') ?? {};
-    const fits = (key) => (typeof expect[key] === 'function' ? expect[key](said[key]) : said[key] === expect[key]);
-    const odd = Object.keys(expect).find((key) => !fits(key));
-    if (odd) {
-      left.push(`${variant}: left out, ${odd} is ${said[odd]} and should be ${expect[odd]}`);
-      delete results[variant];
-      continue;
-    }
-    for (const { name, ms, ...more } of lines) {
-      results[variant] ??= {};
-      const before = results[variant][name];
-      results[variant][name] = { ms: Math.min(ms, before?.ms ?? ms), all: [...(before?.all ?? []), ms], ...more };
-    }
-    console.error(`${((performance.now() - began) / 1000).toFixed(0)} s: ${variant}, round ${done + 1}`);
-  }
+  if (done > 0 && minutes() * (1 + 1 / done) + LAST > Number(options.minutes)) break;
+  for (const variant of chosen) time(variant, 'steps', `round ${done + 1}`);
 }
+for (const variant of chosen) time(variant, 'once', 'once');
 if (!results.engine) throw new Error(`bench: nothing to compare with. ${left.join('; ')}`);
 
 const columns = Object.keys(results);
@@ -253,7 +259,7 @@ const report = [
     .map((load) => load.toFixed(1))
     .join(
       ' ',
-    )} on ${os.cpus().length} cores of ${os.cpus()[0]?.model}; rounds: ${done}; ${((performance.now() - began) / 60_000).toFixed(1)} minutes`,
+    )} on ${os.cpus().length} cores of ${os.cpus()[0]?.model}; rounds: ${done}; ${minutes().toFixed(1)} minutes`,
   '',
 ].join('\n');
 console.log(report);
