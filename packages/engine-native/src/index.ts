@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 
@@ -58,10 +58,20 @@ function addon(): Addon | null {
   return loaded;
 }
 
-/** MATFORGE_THREADS, or the processors this process may use, at most 16. */
+/** MATFORGE_THREADS, or a thread for each processor that this process may use, at most 16. */
 function wantedThreads(): number {
   const given = Number(process.env.MATFORGE_THREADS);
-  return Number.isInteger(given) && given > 0 ? given : Math.min(availableParallelism(), 16);
+  return Number.isInteger(given) && given > 0 ? given : Math.min(availableParallelism(), quota(), 16);
+}
+
+/** Processors that a container may use at a time: threads beyond them would take turns. */
+function quota(): number {
+  try {
+    const [time, period] = readFileSync('/sys/fs/cgroup/cpu.max', 'utf8').split(' ').map(Number);
+    return time > 0 ? Math.max(1, Math.ceil(time / period)) : Number.POSITIVE_INFINITY;
+  } catch {
+    return Number.POSITIVE_INFINITY;
+  }
 }
 
 /**

@@ -300,7 +300,20 @@ export function threadCount(wanted?: number): number {
 function processors(navigator?: { hardwareConcurrency?: number }): number {
   if (typeof process === 'undefined' || !process.versions?.node) return navigator?.hardwareConcurrency ?? 1;
   const { getBuiltinModule } = process as { getBuiltinModule?: (name: string) => unknown };
-  return (getBuiltinModule?.('node:os') as typeof import('node:os') | undefined)?.availableParallelism() ?? 1;
+  const os = getBuiltinModule?.('node:os') as typeof import('node:os') | undefined;
+  return Math.min(os?.availableParallelism() ?? 1, quota(getBuiltinModule?.('node:fs') as Files | undefined));
+}
+
+type Files = typeof import('node:fs');
+
+/** Processors that a container may use at a time: threads beyond them would take turns. */
+function quota(fs?: Files): number {
+  try {
+    const [time, period] = fs!.readFileSync('/sys/fs/cgroup/cpu.max', 'utf8').split(' ').map(Number);
+    return time > 0 ? Math.max(1, Math.ceil(time / period)) : Number.POSITIVE_INFINITY;
+  } catch {
+    return Number.POSITIVE_INFINITY;
+  }
 }
 
 // ------------------------------------------------------------------------------------------------- sharing the work

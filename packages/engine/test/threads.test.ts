@@ -267,8 +267,29 @@ describe('threadCount', () => {
     expect(threadCount(2)).toBe(2);
     expect(threadCount()).toBe(3);
     process.env.MATFORGE_THREADS = 'many';
-    expect(threadCount()).toBe(Math.min(require('node:os').availableParallelism(), 16));
+    expect(threadCount()).toBeGreaterThanOrEqual(1);
+    expect(threadCount()).toBeLessThanOrEqual(Math.min(require('node:os').availableParallelism(), 16));
     expect(threadCount(1000)).toBe(32);
+  });
+
+  it('is no more than a container may use at a time', () => {
+    delete process.env.MATFORGE_THREADS;
+    const fs = require('node:fs');
+    jest.spyOn(require('node:os'), 'availableParallelism').mockReturnValue(12);
+    const read = jest.spyOn(fs, 'readFileSync');
+    for (const [content, count] of [
+      ['250000 100000\n', 3],
+      ['50000 100000\n', 1],
+      ['max 100000\n', 12],
+    ] as const) {
+      read.mockReturnValue(content);
+      expect([content, threadCount()]).toEqual([content, count]);
+    }
+    read.mockImplementation(() => {
+      throw new Error('ENOENT');
+    });
+    expect(threadCount()).toBe(12);
+    jest.restoreAllMocks();
   });
 });
 
