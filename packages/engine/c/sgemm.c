@@ -230,14 +230,10 @@ static void blocked(int ta, int tb, int m, int n, int k, const float *a, int lda
 
 void sgemm(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
            int accumulate, float *work) {
-  if (m == 0 || n == 0) return;
-  if (k == 0) {
-    if (!accumulate)
-      for (int i = 0; i < m; i++) zero(c + (size_t)i * ldc, n);
-  } else if (m <= 3) {
-    few_rows(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
-  } else {
+  if (k > 0) {
     blocked(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate, work);
+  } else if (!accumulate) {
+    for (int i = 0; i < m; i++) zero(c + (size_t)i * ldc, n);
   }
 }
 
@@ -246,9 +242,10 @@ EXPORT int mf_sgemm_work(void) { return SGEMM_WORK * sizeof(float); }
 // `batch` products at fixed distances (0 repeats one operand).
 EXPORT void mf_sgemm(int batch, int ta, int tb, int m, int n, int k, const float *a, int a_step, const float *b, int b_step,
                      float *c, int accumulate, float *work) {
-  for (int i = 0; i < batch; i++)
-    sgemm(ta, tb, m, n, k, a + (size_t)i * a_step, ta ? m : k, b + (size_t)i * b_step, tb ? k : n,
-          c + (size_t)i * m * n, n, accumulate, work);
+  for (int i = 0; i < batch; i++, a += a_step, b += b_step, c += (size_t)m * n) {
+    if (m <= 3 && k > 0) few_rows(ta, tb, m, n, k, a, ta ? m : k, b, tb ? k : n, c, n, accumulate);
+    else sgemm(ta, tb, m, n, k, a, ta ? m : k, b, tb ? k : n, c, n, accumulate, work);
+  }
 }
 
 // A rectangle of one product, as a thread computes it: each number of C is summed in the same order whatever the rectangle.

@@ -23,6 +23,7 @@ export class Native {
   private readonly backend: BackendWasm;
   private readonly addon: Addon | null;
   private readonly pool: Pool | null = null;
+  private readonly isShared: boolean;
   private scratch = { at: 0, bytes: 0 };
 
   constructor(backend: BackendWasm, memory: WasmMemory, build: Build, wasm: WasmExports, addon: Addon | null) {
@@ -34,9 +35,12 @@ export class Native {
     const opened = addon?.openNative(() => heapModule(backend).HEAPU8, wasm) ?? null;
     this.addon = opened && addon;
     this.isa = opened?.isa ?? null;
-    this.kernels = { ...wasm, ...opened?.kernels } as WasmExports;
-    if (opened || !isShared(memory)) return;
-    this.pool = new Pool({ memory, malloc, free }, build.module, wasm, threadCount());
+    this.isShared = isShared(memory);
+    if (opened) {
+      this.kernels = { ...wasm, ...opened.kernels } as WasmExports;
+      return;
+    }
+    this.pool = new Pool({ memory, malloc, free }, build.module, wasm, this.isShared ? threadCount() : 1);
     this.kernels = { ...wasm, ...sharedKernels(wasm, this.pool) } as WasmExports;
   }
 
@@ -47,7 +51,7 @@ export class Native {
 
   set threads(count: number) {
     this.addon?.nativeThreads(count);
-    this.pool?.resize(threadCount(count));
+    if (this.isShared) this.pool?.resize(threadCount(count));
   }
 
   /** The address of a work area of at least so many bytes; the same one for every call, so it serves one kernel at a time. */

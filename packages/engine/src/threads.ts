@@ -5,7 +5,7 @@ import type { WasmExports, WasmMemory, WasmModule } from './webassembly.ts';
 // threads take one after the other, the calling one among them, so that no result waits for a thread that is still starting.
 
 /** Where the heap is, and how to get a place on it. */
-export interface SharedHeap {
+export interface Heap {
   memory: WasmMemory;
   malloc(bytes: number): number;
   free(address: number): void;
@@ -37,7 +37,8 @@ const JOB_BYTES = 8 * (4 + 8 * MOST_ARGUMENTS);
 export class Pool {
   /** Threads in use, the calling one included. */
   size: number;
-  private readonly heap: SharedHeap;
+  private readonly heap: Heap;
+  private readonly exports: WasmExports;
   private readonly module: WasmModule;
   private readonly functions: Map<string, number>;
   private readonly control: Int32Array;
@@ -48,8 +49,10 @@ export class Pool {
   private scratch = { at: 0, bytes: 0 };
   private jobs = 0;
 
-  constructor(heap: SharedHeap, module: WasmModule, exports: WasmExports, size: number) {
+  /** @param size how many threads; 1 for a heap that is not shared. */
+  constructor(heap: Heap, module: WasmModule, exports: WasmExports, size: number) {
     this.heap = heap;
+    this.exports = exports;
     this.module = module;
     this.size = size;
     this.functions = new Map(Object.keys(exports).map((name, index) => [name, index]));
@@ -108,9 +111,17 @@ export class Pool {
 
   /** Calls a kernel once for each piece, `counts` of them along each direction. Returns when all are done. */
   run(name: string, parts: readonly Part[], counts: readonly [number, number?, number?]): void {
+    const [first, second = 1, third = 1] = counts;
+    const pieces = first * second * third;
+    if (this.size === 1) {
+      for (let piece = 0; piece < pieces; piece++) {
+        const along = [piece % first, Math.floor(piece / first) % second, Math.floor(piece / (first * second))];
+        this.exports[name](...parts.map((part) => argument(part, along)));
+      }
+      return;
+    }
     this.workers ??= this.start();
     const { control, job } = this;
-    const [first, second = 1, third = 1] = counts;
     job[0] = this.functions.get(name)!;
     job[1] = parts.length;
     job[2] = first;
@@ -126,7 +137,6 @@ export class Pool {
       job[at++] = chunk ?? 0;
       at++;
     }
-    const pieces = first * second * third;
     this.jobs = (this.jobs + 1) & 0x7fff;
     Atomics.store(control, Word.done, 0);
     Atomics.store(control, Word.ticket, (this.jobs << 16) | (pieces << 8));
@@ -162,6 +172,12 @@ export class Pool {
     }
     return workers;
   }
+}
+
+/** What an argument is in the piece at a place. */
+function argument({ base, steps, along: direction, chunk }: Part, along: readonly number[]): number {
+  if (direction !== undefined) return Math.min(chunk!, base - along[direction] * chunk!);
+  return (steps ?? []).reduce((sum, step, i) => sum + step * along[i], base);
 }
 
 /** Words of the control block. `ticket` holds number of the job, its pieces and the next piece. */
@@ -324,8 +340,13 @@ type Call = (...values: number[]) => number;
 const LEAST = 1 << 15;
 /** The same for multiplications in a product: 16 take as long as one number that comes from memory. */
 const LEAST_PRODUCT = 16 * LEAST;
+/** Sums over pieces need memory for each piece: up to so many numbers in all there are more of them. */
+const SMALL_SUM = 1 << 20;
 
-/** The kernels that have something to share, as functions of the same arguments that use the threads of a pool. */
+/**
+ * The kernels that have something to share, as functions of the same arguments that use the threads of a pool. What they
+ * give does not depend on the number of threads: sums are cut up alike for any.
+ */
 export function sharedKernels(kernels: WasmExports, pool: Pool): Record<string, Call> {
   const shared: Record<string, Call> = { mf_sgemm: shareProduct(kernels, pool) };
   for (const [name, letters] of Object.entries(SHARES)) {
@@ -349,9 +370,10 @@ function shareRows(name: string, letters: string[], kernels: WasmExports, pool: 
     const image = at('W') < 0 ? (taps * Math.max(channels, filters)) / 2 : (taps * channels * filters) / 16;
     const row = geometry ? image : bytesAt > 0 ? values[bytesAt] / 4 : length;
     const total = geometry ? images : values[rows];
-    if (pool.size === 1 || row * total < LEAST) return kernels[name](...values);
-    // Sums over pieces cost memory and time for each.
-    const most = Math.min(sums.length > 0 ? pool.size : 2 * pool.size, Math.floor((row * total) / 8192), MOST_PIECES);
+    if (row * total < LEAST || (pool.size === 1 && sums.length === 0)) return kernels[name](...values);
+    const result = geometry ? kernelH * kernelW * filters * (at('W') < 0 ? 1 : channels) : values[unit];
+    const wanted = sums.length === 0 ? 2 * pool.size : 8 * result <= SMALL_SUM ? 8 : 4;
+    const most = Math.min(wanted, Math.floor((row * total) / 8192), MOST_PIECES);
     // Vectors and cache lines stay whole.
     const group = together >= 0 ? values[together] : row === 1 ? 64 : 1;
     const chunk = Math.ceil(Math.ceil(total / most) / group) * group;
@@ -365,7 +387,6 @@ function shareRows(name: string, letters: string[], kernels: WasmExports, pool: 
       O: () => 4 * outH * outW * filters,
       P: () => 4 * outH * outW * channels,
     };
-    const result = geometry ? kernelH * kernelW * filters * (at('W') < 0 ? 1 : channels) : values[unit];
     const run = (partial: number): void => {
       const parts = letters.map((letter, i): Part => {
         const base = values[i];
