@@ -46,6 +46,7 @@ export class Pool {
   private readonly geometries: number;
   private readonly runPieces: (worker: number) => void;
   private workers: Worker[] | null = null;
+  private mayWait = false;
   private scratch = { at: 0, bytes: 0 };
   private jobs = 0;
 
@@ -145,8 +146,8 @@ export class Pool {
     for (let spins = 0; ; spins++) {
       const done = Atomics.load(control, Word.done);
       if (done === pieces) break;
-      // More threads than processors: let the other one run. Main threads of browsers may not wait.
-      if (spins > 50_000 && mayWait) Atomics.wait(control, Word.done, done, 0.05);
+      // More threads than processors: let the other one run.
+      if (spins > 50_000 && this.mayWait) Atomics.wait(control, Word.done, done, 0.05);
     }
     if (Atomics.exchange(control, Word.failed, 0) !== 0) {
       throw new Error(
@@ -158,6 +159,7 @@ export class Pool {
   private start(): Worker[] {
     const { memory } = this.heap;
     const workers: Worker[] = [];
+    this.mayWait = maySleep(this.control);
     try {
       for (let index = 1; index < this.size; index++) {
         const stack = (this.heap.malloc(STACK_BYTES) + STACK_BYTES) & ~15;
@@ -183,7 +185,16 @@ function argument({ base, steps, along: direction, chunk }: Part, along: readonl
 /** Words of the control block. `ticket` holds number of the job, its pieces and the next piece. */
 const Word = { ticket: 0, done: 16, sleepers: 32, failed: 48 } as const;
 
-const mayWait = typeof process !== 'undefined' && process.versions?.node !== undefined;
+/** Whether the calling thread may sleep; the main thread of a page may not. */
+function maySleep(control: Int32Array): boolean {
+  try {
+    // It is 0, so this returns at once.
+    Atomics.wait(control, Word.failed, 1);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /**
  * What a thread does, the calling one and workers. Its text is the program of a worker, so it may use nothing from outside.
