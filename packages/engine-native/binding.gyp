@@ -8,6 +8,7 @@
       "target_name": "kernels",
       "type": "static_library",
       "sources": [
+        "c/engine/few.c",
         "c/engine/conv.c",
         "c/engine/rows.c",
         "c/engine/elementwise.c",

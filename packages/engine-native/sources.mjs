@@ -5,7 +5,7 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFi
 import { fileURLToPath } from 'node:url';
 
 /** Kernel files that are compiled natively; products come from gemm.c. */
-const KERNELS = ['conv.c', 'rows.c', 'elementwise.c', 'volume.c', 'norm.c', 'morphology.c', 'fft.c'];
+const KERNELS = ['few.c', 'conv.c', 'rows.c', 'elementwise.c', 'volume.c', 'norm.c', 'morphology.c', 'fft.c'];
 
 /** An exported function: how its work is shared, result, name, parameters. */
 const EXPORTED = /^(?:SHARE\("([^"]*)"\)\s+)?EXPORT (\w+) (mf_\w+)\(([^)]*)\)/gm;

@@ -30,6 +30,7 @@ const COMMON = [
 ];
 const KERNELS = [
   'sgemm.c',
+  'few.c',
   'direct.c',
   'elementwise.c',
   'rows.c',

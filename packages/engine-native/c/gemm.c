@@ -15,6 +15,10 @@ typedef struct {
   float *c;
 } Product;
 
+// In few.c of @matforge/engine.
+void sgemm_few(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, size_t row_c,
+               size_t column_c, int accumulate, float *work);
+
 static inline int least(int a, int b) { return a < b ? a : b; }
 
 typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
@@ -24,8 +28,9 @@ typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
 #define UNROLL _Pragma("GCC unroll 16")
 
 // Blocks of A and B, multiples of every tile. Rows of at most CLOSE floats are close together. Products of at most SLIM
-// columns, as in low-rank adapters, have tiles of their own, for they would waste half of a wide vector.
-enum { DEPTH = 384, ROWS = 480, COLUMNS = 128, CLOSE = 256, SLIM = 8 };
+// columns, as in low-rank adapters, have tiles of their own, for they would waste half of a wide vector; those of at most
+// FEW rows or columns read their operands once, without tiles.
+enum { DEPTH = 384, ROWS = 480, COLUMNS = 128, CLOSE = 256, SLIM = 8, FEW = 3 };
 
 typedef void (*Tile)(int, const float *, size_t, const float *, size_t, float *, size_t, int);
 
@@ -122,6 +127,12 @@ int gemm_use(const char *isa) {
   return 0;
 }
 
+static void block_few(const Product *g, int i0, int m, int j0, int n, float *work) {
+  const float *a = g->a + i0 * (g->ta ? (size_t)1 : g->lda), *b = g->b + j0 * (g->tb ? g->ldb : (size_t)1);
+  float *c = g->c + i0 * g->row_c + j0 * g->column_c;
+  sgemm_few(g->ta, g->tb, m, n, g->k, a, (int)g->lda, b, (int)g->ldb, c, g->row_c, g->column_c, g->accumulate, work);
+}
+
 typedef struct {
   Product product;
   Block block;
@@ -166,19 +177,22 @@ static void run(Product g, int batch, size_t step_a, size_t step_b, size_t step_
       for (int i = 0; i < g.m; i++) memset(g.c + b * step_c + i * g.row_c, 0, g.n * sizeof(float));
     return;
   }
-  // With a slim operand, the large one may lie across: the transposed product reads it along its rows, without a copy.
-  if ((g.ta && g.n <= SLIM && g.n < g.m) || (g.tb && g.m <= SLIM && g.m < g.n)) {
+  // Few columns are few rows of the transposed product. With a slim operand, the large one may lie across: the transposed
+  // product reads it along its rows, without a copy.
+  int few = g.m <= FEW, turn = few ? 0 : g.n <= FEW || (g.ta && g.n <= SLIM && g.n < g.m) || (g.tb && g.m <= SLIM && g.m < g.n);
+  if (turn) {
     Product across = {!g.tb, !g.ta, g.n, g.m, g.k, g.accumulate, g.ldb, g.lda, g.column_c, g.row_c, g.b, g.a, g.c};
     run(across, batch, step_b, step_a, step_c);
     return;
   }
-  int kind = choose(), slim = g.n <= SLIM;
+  int kind = choose(), slim = !few && g.n <= SLIM;
   Job job = {.product = g, .step_a = step_a, .step_b = step_b, .step_c = step_c};
-  job.block = slim ? block_slim : kinds[kind].block;
-  const int mr = slim ? 8 : kinds[kind].rows, nr = slim ? SLIM : kinds[kind].columns, threads = pool_size();
+  job.block = few ? block_few : slim ? block_slim : kinds[kind].block;
+  const int mr = few ? FEW : slim ? 8 : kinds[kind].rows, nr = few ? 64 : slim ? SLIM : kinds[kind].columns;
+  const int threads = pool_size();
   double one = (double)g.m * g.n * g.k;
-  // Waking a thread costs about as much as half a million multiplications.
-  int parallel = threads > 1 && one * batch >= 1 << 19, down = 1, across = 1;
+  // Waking a thread costs about as much as half a million multiplications, or as reading 64 thousand numbers.
+  int parallel = threads > 1 && one * batch >= 1 << (few ? 16 : 19), down = 1, across = 1;
   if (parallel && batch < 2 * threads) {
     int want = ((one * batch >= 1 << 26 ? 2 : 1) * threads + batch - 1) / batch;
     // Of the grids with that many pieces, the one that copies least.

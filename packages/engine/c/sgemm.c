@@ -171,46 +171,6 @@ static void block(int m, int n, int k, const float *a, const float *b, float *c,
   }
 }
 
-// Up to three rows of C: packing B would cost as much as the product.
-static void few_rows(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
-                     int ldc, int accumulate) {
-  size_t row = ta ? 1 : lda, step = ta ? lda : 1;
-  for (int i = 0; i < m; i++, a += row, c += ldc) {
-    if (!accumulate) zero(c, n);
-    if (tb) {
-      for (int j = 0; j < n; j++) {
-        const float *y = b + (size_t)j * ldb;
-        f4 s0 = splat(0), s1 = splat(0);
-        float s = 0;
-        int p = 0;
-        if (step == 1)
-          for (; p + 8 <= k; p += 8) {
-            s0 = madd(load(a + p), load(y + p), s0);
-            s1 = madd(load(a + p + 4), load(y + p + 4), s1);
-          }
-        for (; p < k; p++) s += a[(size_t)p * step] * y[p];
-        c[j] += s + sum_lanes(add(s0, s1));
-      }
-      continue;
-    }
-    int p = 0;
-    for (; p + 4 <= k; p += 4) {
-      const float *y0 = b + (size_t)p * ldb, *y1 = y0 + ldb, *y2 = y1 + ldb, *y3 = y2 + ldb;
-      float x0 = a[p * step], x1 = a[(p + 1) * step], x2 = a[(p + 2) * step], x3 = a[(p + 3) * step];
-      f4 v0 = splat(x0), v1 = splat(x1), v2 = splat(x2), v3 = splat(x3);
-      int j = 0;
-      for (; j + 4 <= n; j += 4)
-        store(c + j, madd(v3, load(y3 + j), madd(v2, load(y2 + j), madd(v1, load(y1 + j), madd(v0, load(y0 + j), load(c + j))))));
-      for (; j < n; j++) c[j] += x0 * y0[j] + x1 * y1[j] + x2 * y2[j] + x3 * y3[j];
-    }
-    for (; p < k; p++) {
-      const float *y = b + (size_t)p * ldb;
-      float x = a[p * step];
-      for (int j = 0; j < n; j++) c[j] += x * y[j];
-    }
-  }
-}
-
 static void blocked(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
                     int accumulate, float *work) {
   float *packed_a = work, *packed_b = work + (SGEMM_MC + 8) * SGEMM_KC;
@@ -242,9 +202,11 @@ EXPORT int mf_sgemm_work(void) { return SGEMM_WORK * sizeof(float); }
 // `batch` products at fixed distances (0 repeats one operand).
 EXPORT void mf_sgemm(int batch, int ta, int tb, int m, int n, int k, const float *a, int a_step, const float *b, int b_step,
                      float *c, int accumulate, float *work) {
+  const int lda = ta ? m : k, ldb = tb ? k : n;
   for (int i = 0; i < batch; i++, a += a_step, b += b_step, c += (size_t)m * n) {
-    if (m <= 3 && k > 0) few_rows(ta, tb, m, n, k, a, ta ? m : k, b, tb ? k : n, c, n, accumulate);
-    else sgemm(ta, tb, m, n, k, a, ta ? m : k, b, tb ? k : n, c, n, accumulate, work);
+    if (m <= SGEMM_FEW_ROWS && k > 0) sgemm_few(ta, tb, m, n, k, a, lda, b, ldb, c, n, 1, accumulate, work);
+    else if (n <= SGEMM_FEW_COLUMNS && k > 0) sgemm_few(!tb, !ta, n, m, k, b, ldb, a, lda, c, 1, n, accumulate, work);
+    else sgemm(ta, tb, m, n, k, a, lda, b, ldb, c, n, accumulate, work);
   }
 }
 
@@ -252,4 +214,10 @@ EXPORT void mf_sgemm(int batch, int ta, int tb, int m, int n, int k, const float
 EXPORT void mf_sgemm_part(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
                           int accumulate, float *work) {
   blocked(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate, work);
+}
+
+// Some columns of a product with few rows, alike.
+EXPORT void mf_sgemm_few(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int row_c,
+                         int column_c, int accumulate, float *work) {
+  sgemm_few(ta, tb, m, n, k, a, lda, b, ldb, c, row_c, column_c, accumulate, work);
 }

@@ -6,6 +6,12 @@
 void sgemm(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, int ldc,
            int accumulate, float *work);
 
+// The same for few rows; C[i,j] stands at c[i·row_c + j·column_c], so that few columns are few rows of the transposed product.
+#define SGEMM_FEW_ROWS 3
+#define SGEMM_FEW_COLUMNS 4
+void sgemm_few(int ta, int tb, int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c, size_t row_c,
+               size_t column_c, int accumulate, float *work);
+
 #define SGEMM_MC 96
 #define SGEMM_KC 256
 #define SGEMM_NC 1024

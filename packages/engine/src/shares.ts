@@ -31,4 +31,4 @@ export const SHARES: Record<string, string> = {
   mf_batch_norm_back: 'NuRR--RAA',
 };
 /** Fingerprint of the C files: machine code must be made from the same. */
-export const SOURCES = '6669cbd485b8051a';
+export const SOURCES = 'cc6eb130ad69891b';

@@ -351,6 +351,9 @@ type Call = (...values: number[]) => number;
 const LEAST = 1 << 15;
 /** The same for multiplications in a product: 16 take as long as one number that comes from memory. */
 const LEAST_PRODUCT = 16 * LEAST;
+/** Products with so few rows or columns have a kernel of their own (SGEMM_FEW_ROWS and SGEMM_FEW_COLUMNS of c/sgemm.h). */
+const FEW_ROWS = 3;
+const FEW_COLUMNS = 4;
 /** Sums over pieces need memory for each piece: up to so many numbers in all there are more of them. */
 const SMALL_SUM = 1 << 20;
 
@@ -425,6 +428,11 @@ function shareRows(name: string, letters: string[], kernels: WasmExports, pool: 
   };
 }
 
+/** An operand as it stands in the transposed product. */
+function flipped<T extends { transposed: number }>(operand: T): T {
+  return { ...operand, transposed: 1 - operand.transposed };
+}
+
 /** Cuts a batch of products into batches, or each product into rectangles. */
 function shareProduct(kernels: WasmExports, pool: Pool): Call {
   // Multiples of the tiles of both builds.
@@ -433,7 +441,9 @@ function shareProduct(kernels: WasmExports, pool: Pool): Call {
     const [batch, ta, tb, m, n, k, a, stepA, b, stepB, c, accumulate] = values;
     const product = m * n * k;
     const { size } = pool;
-    if (size === 1 || product * batch < LEAST_PRODUCT || m <= 3) return kernels.mf_sgemm(...values);
+    const isFlat = m <= FEW_ROWS;
+    const isFew = k > 0 && (isFlat || n <= FEW_COLUMNS);
+    if (size === 1 || product * batch < (isFew ? LEAST : LEAST_PRODUCT)) return kernels.mf_sgemm(...values);
     const bytes = Math.ceil(kernels.mf_sgemm_work() / 64) * 64;
     const work = { base: pool.work(bytes), own: bytes };
     const fixed = (...numbers: number[]): Part[] => numbers.map((base) => ({ base }));
@@ -445,10 +455,35 @@ function shareProduct(kernels: WasmExports, pool: Pool): Call {
       pool.run('mf_sgemm', [...head, ...operands, ...fixed(accumulate), work], [Math.ceil(batch / chunk)]);
       return 0;
     }
+    const [lda, ldb] = [ta ? m : k, tb ? k : n];
+    if (isFew) {
+      const [short, long] = isFlat ? [m, n] : [n, m];
+      const left = { at: a, step: stepA, transposed: ta, ld: lda };
+      const right = { at: b, step: stepB, transposed: tb, ld: ldb };
+      const [few, many] = isFlat ? [left, right] : [flipped(right), flipped(left)];
+      const chunk = Math.ceil(long / Math.ceil((2 * size) / batch) / 64) * 64;
+      pool.run(
+        'mf_sgemm_few',
+        [
+          ...fixed(few.transposed, many.transposed, short),
+          { base: long, along: 0, chunk },
+          ...fixed(k),
+          { base: few.at, steps: [0, 4 * few.step] },
+          ...fixed(few.ld),
+          { base: many.at, steps: [4 * chunk * (many.transposed ? many.ld : 1), 4 * many.step] },
+          ...fixed(many.ld),
+          { base: c, steps: [4 * chunk * (isFlat ? 1 : n), 4 * m * n] },
+          ...(isFlat ? fixed(n, 1) : fixed(1, n)),
+          ...fixed(accumulate),
+          work,
+        ],
+        [Math.ceil(long / chunk), batch],
+      );
+      return 0;
+    }
     const [down, across] = grid(m, n, Math.ceil(((product * batch >= 1 << 26 ? 2 : 1) * size) / batch));
     const rows = Math.ceil(m / down / tileRows) * tileRows;
     const columns = Math.ceil(n / across / tileColumns) * tileColumns;
-    const [lda, ldb] = [ta ? m : k, tb ? k : n];
     pool.run(
       'mf_sgemm_part',
       [

@@ -98,6 +98,22 @@ describe('agreement with the cpu backend, values and gradients', () => {
       [200, 300],
       [300, 1],
     ],
+    [
+      [1, 4203],
+      [4203, 70],
+    ],
+    [
+      [1, 41],
+      [41, 4503],
+    ],
+    [
+      [3, 603],
+      [603, 1101],
+    ],
+    [
+      [1101, 603],
+      [603, 4],
+    ],
   ])('matMul beyond one block: [%p] · [%p]', async (a, b) => {
     const options = { tolerance: 1e-4, differentiate: false };
     await expectSame((x, y) => tf.matMul(x, y), [a, b], options);

@@ -18,7 +18,7 @@ const { Memory } = webAssembly as unknown as {
 
 // ---------------------------------------------------------------------------------------------- kernels, one by one
 
-const memory = new Memory({ initial: 1024, maximum: 65536, shared: true });
+const memory = new Memory({ initial: 2048, maximum: 65536, shared: true });
 let next = 1 << 16;
 const malloc = (bytes: number): number => {
   const at = next;
@@ -190,6 +190,10 @@ describe('a kernel that threads share', () => {
     ['a batch', 40, 33, 29, 35],
     ['few rows left over', 1, 39, 400, 300],
     ['few columns', 1, 500, 9, 333],
+    ['a row', 1, 1, 517, 203],
+    ['three rows, two products', 2, 3, 517, 203],
+    ['a column', 1, 517, 1, 203],
+    ['four columns, three products', 3, 517, 4, 203],
   ])('mf_sgemm: %s, every transposition', (_, batch, m, n, k) => {
     const run = jest.spyOn(pool, 'run');
     const [a, b, work] = [filled(batch * m * k), filled(batch * n * k), malloc(kernels.mf_sgemm_work())];
