@@ -80,8 +80,9 @@ function lendToCpu(tensor: tf.TensorInfo, wasm: BackendWasm, cpu: Backend): tf.T
 function takeFromCpu(info: tf.TensorInfo, wasm: BackendWasm, cpu: Backend): tf.TensorInfo {
   const { shape, dtype } = info;
   const values = cpu.readSync(info.dataId);
-  const typed =
-    dtype === 'string' || ArrayBuffer.isView(values) ? values : tf.util.toTypedArray(values as never, dtype);
+  // Positions of maxima come as floats that are called integers.
+  const isTyped = dtype === 'int32' ? values instanceof Int32Array : ArrayBuffer.isView(values);
+  const typed = dtype === 'string' || isTyped ? values : tf.util.toTypedArray(values as never, dtype);
   const dataId = wasm.write(typed as tf.backend_util.BackendValues, shape, dtype);
   cpu.disposeData(info.dataId);
   return { dataId, shape, dtype };

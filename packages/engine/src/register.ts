@@ -145,6 +145,7 @@ const WRONG = [
   'Conv3DBackpropInputV2',
   'MaxPool',
   'MaxPoolGrad',
+  'MaxPoolWithArgmax',
   'MaxPool3D',
   'MaxPool3DGrad',
   'Dilation2D',

@@ -50,6 +50,10 @@ const CASES: Record<string, () => tf.Tensor | tf.Tensor[]> = {
     ),
   'max pool of negative values': () =>
     withGradients((x) => tf.maxPool(x as tf.Tensor4D, 2, 2, 'valid'), normal([2, 6, 6, 3], 1, -9)),
+  'max pool with places, of negative values, padded': () => {
+    const { result, indexes } = tf.maxPoolWithArgmax(normal([2, 5, 6, 3], 1, -9) as tf.Tensor4D, 3, 2, 'same', true);
+    return [result, indexes];
+  },
   conv3d: () =>
     withGradients(
       (x, w) => tf.conv3d(x as tf.Tensor5D, w as tf.Tensor5D, 1, 'same'),

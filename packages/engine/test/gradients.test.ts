@@ -192,6 +192,61 @@ const ROWS: Row[] = [
     },
   ],
   [
+    'conv2d, dilated',
+    (pick) => {
+      const [channels, filters] = [pick(1, 4), pick(1, 5)];
+      const [dilations, pad] = [[pick(1, 3), pick(2, 3)] as [number, number], pick(0, 1) ? 'same' : 'valid'] as const;
+      return {
+        f: (x, w) => tf.conv2d(x as Four, w as Four, 1, pad, 'NHWC', dilations),
+        inputs: [
+          { shape: [pick(1, 2), pick(7, 9), pick(7, 9), channels] },
+          { shape: [3, pick(2, 3), channels, filters] },
+        ],
+      };
+    },
+  ],
+  [
+    'depthwiseConv2d, dilated',
+    (pick) => {
+      const [channels, times] = [pick(1, 5), pick(1, 2)];
+      const [dilations, pad] = [[pick(1, 3), pick(2, 3)] as [number, number], pick(0, 1) ? 'same' : 'valid'] as const;
+      return {
+        f: (x, w) => tf.depthwiseConv2d(x as Four, w as Four, 1, pad, 'NHWC', dilations),
+        inputs: [
+          { shape: [pick(1, 2), pick(7, 8), pick(7, 8), channels] },
+          { shape: [3, pick(2, 3), channels, times] },
+        ],
+      };
+    },
+  ],
+  ...[1, 2].map(
+    (dilation): Row => [
+      dilation === 1 ? 'conv3d' : 'conv3d, dilated',
+      (pick) => {
+        const [channels, filters, pad] = [pick(1, 3), pick(1, 3), pick(0, 1) ? 'same' : 'valid'] as const;
+        const stride = dilation === 1 ? pick(1, 2) : 1;
+        return {
+          f: (x, w) => tf.conv3d(x as tf.Tensor5D, w as tf.Tensor5D, stride, pad, 'NDHWC', [dilation, 1, dilation]),
+          inputs: [
+            { shape: [pick(1, 2), pick(3, 4), pick(3, 4), pick(3, 4), channels] },
+            { shape: [2, pick(1, 2), 2, channels, filters] },
+          ],
+        };
+      },
+    ],
+  ),
+  [
+    'conv2dTranspose',
+    (pick) => {
+      const [channels, filters, stride, side] = [pick(1, 3), pick(1, 4), pick(1, 2), pick(3, 5)];
+      return {
+        f: (x, w) =>
+          tf.conv2dTranspose(x as Four, w as Four, [1, side * stride, side * stride, filters], stride, 'same'),
+        inputs: [{ shape: [1, side, side, channels] }, { shape: [3, pick(1, 3), filters, channels] }],
+      };
+    },
+  ],
+  [
     'depthwiseConv2d',
     (pick) => {
       const [channels, times, stride] = [pick(1, 6), pick(1, 2), pick(1, 2)];
@@ -361,10 +416,20 @@ function second([name, make]: Row): Row {
   ];
 }
 
-// What has a second derivative; linear ops have none, and tfjs none for convolutions, pooling and elu.
+// What has a second derivative, or gradients that depend on the input: of linear ops nothing depends.
 const SECOND = [
   ...['exp', 'tanh', 'erf', 'sigmoid', 'log', 'softplus', 'selu', 'square', 'sqrt', 'rsqrt', 'mul', 'div'],
   ...['gelu', 'gelu, tanh form', 'silu', 'softmax', 'logSoftmax', 'causalSoftmax', 'softmaxCrossEntropy', 'layerNorm'],
+  ...[
+    'elu',
+    'conv2d',
+    'conv2d, dilated',
+    'conv2dTranspose',
+    'fused conv2d with bias, relu',
+    'conv3d',
+    'conv3d, dilated',
+  ],
+  ...['depthwiseConv2d', 'depthwiseConv2d, dilated', 'maxPool', 'avgPool'],
   ...['matMul, all transpositions', 'matMul, batches repeated', 'fused matMul with bias, sigmoid', 'einsum'],
 ];
 
@@ -428,7 +493,7 @@ describe('gradients of gradients, by every input and by the upstream gradient', 
 });
 
 describe('gradients of gradients of gradients', () => {
-  const third = ['softmax', 'logSoftmax', 'softmaxCrossEntropy', 'layerNorm', 'tanh'];
+  const third = ['softmax', 'logSoftmax', 'softmaxCrossEntropy', 'layerNorm', 'tanh', 'elu', 'conv2d, dilated'];
   const rows = [...FUNCTIONS, ...ROWS].filter(([name]) => third.includes(name)).map((row) => second(second(row)));
   it.each(rows)('%s', async (...row) => check(row));
 });

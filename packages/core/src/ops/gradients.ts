@@ -1,5 +1,6 @@
 import { repairTape } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
+import { convolutionGradients } from './convolution-gradients.ts';
 import { einsum, parseEinsum } from './einsum.ts';
 import { batchMatMul } from './matmul.ts';
 import { sameShape, sizeOf, sumTo } from './shapes.ts';
@@ -9,14 +10,15 @@ let repaired = false;
 /**
  * Registers the gradients that TensorFlow.js lacks or has wrong, on every backend, so that plain `tf` ops train: Einsum,
  * GatherNd, ScatterNd, StridedSlice, DepthToSpace, Cumprod, TopK, comparisons and logical ops (zero), GatherV2 with indices
- * on the path, BatchMatMul with broadcast batch axes, Unpack and SplitV into one piece, and Tile (any rank, one sum). With
- * them come gradients of gradients through results (exp, tanh, sigmoid, softmax). Calling it again changes nothing.
+ * on the path, BatchMatMul with broadcast batch axes, Unpack and SplitV into one piece, Tile (any rank, one sum), and
+ * convolutions with dilation. With them come gradients of gradients: through results (exp, tanh, sigmoid, softmax), of
+ * convolutions, pooling in two dimensions, average pooling in three, and elu. Calling it again changes nothing.
  */
 export function repairGradients(): void {
   if (repaired) return;
   repaired = true;
   repairTape();
-  for (const config of missing()) tf.registerGradient(config);
+  for (const config of [...missing(), ...convolutionGradients()]) tf.registerGradient(config);
   wrap('BatchMatMul', broadcastMatMul);
   wrap('GatherV2', constantIndices);
   wrap('Unpack', listOfOne);
