@@ -191,8 +191,8 @@ static void run(Product g, int batch, size_t step_a, size_t step_b, size_t step_
   const int mr = few ? FEW : slim ? 8 : kinds[kind].rows, nr = few ? 64 : slim ? SLIM : kinds[kind].columns;
   const int threads = pool_size();
   double one = (double)g.m * g.n * g.k;
-  // Waking a thread costs about as much as half a million multiplications, or as reading 64 thousand numbers.
-  int parallel = threads > 1 && one * batch >= 1 << (few ? 16 : 19), down = 1, across = 1;
+  // Waking a thread costs about as much as half a million multiplications, or as reading a quarter of a million numbers.
+  int parallel = threads > 1 && one * batch >= 1 << (few ? 18 : 19), down = 1, across = 1;
   if (parallel && batch < 2 * threads) {
     int want = ((one * batch >= 1 << 26 ? 2 : 1) * threads + batch - 1) / batch;
     // Of the grids with that many pieces, the one that copies least.

@@ -351,6 +351,8 @@ type Call = (...values: number[]) => number;
 const LEAST = 1 << 15;
 /** The same for multiplications in a product: 16 take as long as one number that comes from memory. */
 const LEAST_PRODUCT = 16 * LEAST;
+/** And for the numbers of an operand that are read once, in order. */
+const LEAST_READ = 8 * LEAST;
 /** Products with so few rows or columns have a kernel of their own (SGEMM_FEW_ROWS and SGEMM_FEW_COLUMNS of c/sgemm.h). */
 const FEW_ROWS = 3;
 const FEW_COLUMNS = 4;
@@ -443,7 +445,7 @@ function shareProduct(kernels: WasmExports, pool: Pool): Call {
     const { size } = pool;
     const isFlat = m <= FEW_ROWS;
     const isFew = k > 0 && (isFlat || n <= FEW_COLUMNS);
-    if (size === 1 || product * batch < (isFew ? LEAST : LEAST_PRODUCT)) return kernels.mf_sgemm(...values);
+    if (size === 1 || product * batch < (isFew ? LEAST_READ : LEAST_PRODUCT)) return kernels.mf_sgemm(...values);
     const bytes = Math.ceil(kernels.mf_sgemm_work() / 64) * 64;
     const work = { base: pool.work(bytes), own: bytes };
     const fixed = (...numbers: number[]): Part[] => numbers.map((base) => ({ base }));

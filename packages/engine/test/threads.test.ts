@@ -190,9 +190,9 @@ describe('a kernel that threads share', () => {
     ['a batch', 40, 33, 29, 35],
     ['few rows left over', 1, 39, 400, 300],
     ['few columns', 1, 500, 9, 333],
-    ['a row', 1, 1, 517, 203],
+    ['a row', 1, 1, 1317, 203],
     ['three rows, two products', 2, 3, 517, 203],
-    ['a column', 1, 517, 1, 203],
+    ['a column', 1, 1317, 1, 203],
     ['four columns, three products', 3, 517, 4, 203],
   ])('mf_sgemm: %s, every transposition', (_, batch, m, n, k) => {
     const run = jest.spyOn(pool, 'run');
