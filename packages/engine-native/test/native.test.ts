@@ -106,6 +106,9 @@ describe('the addon', () => {
       [{ batch: 1, m: 131, n: 261, k: 257, ta: true, tb: true, accumulate: false }],
       [{ batch: 1, m: 300, n: 8, k: 256, ta: false, tb: false, accumulate: false }],
       [{ batch: 1, m: 1, n: 300, k: 256, ta: false, tb: true, accumulate: false }],
+      [{ batch: 1, m: 1, n: 1300, k: 301, ta: false, tb: true, accumulate: true }],
+      [{ batch: 2, m: 3, n: 301, k: 601, ta: true, tb: false, accumulate: false }],
+      [{ batch: 1, m: 1300, n: 2, k: 301, ta: false, tb: false, accumulate: true }],
     ];
     const kinds = best === 'avx512' ? (['avx512', 'avx2'] as const) : [best];
     fc.assert(
