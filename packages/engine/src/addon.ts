@@ -16,9 +16,13 @@ export interface Addon {
 const ADDON = '@matforge/engine-native';
 let told = false;
 
-/** The optional addon: null in browsers, where it is not installed or switched off, and where its binary does not work. */
+/**
+ * The optional addon: null in browsers, where it is not installed or switched off, and where its binary does not work. Bun
+ * and Deno pass for Node, and end the process when the addon calls a function of libuv, which they lack.
+ */
 export async function findAddon(): Promise<Addon | null> {
   if (typeof process === 'undefined' || !process.versions?.node || process.env.MATFORGE_NATIVE === '0') return null;
+  if (process.versions.bun || process.versions.deno) return null;
   let addon: Addon;
   try {
     // The name is not spelled out in the call, so that bundlers do not look for a package that may be absent.

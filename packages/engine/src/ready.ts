@@ -61,7 +61,7 @@ async function start({ wasmPaths, threads }: ReadyOptions): Promise<'wasm'> {
   const started = (isShared && (await withSharedHeap(setBackend))) || (await setBackend());
   if (!started) {
     throw new Error(
-      "engine: the wasm backend of TensorFlow.js did not start. In a browser give ready({ wasmPaths }): the folder that serves the .wasm files of '@tensorflow/tfjs-backend-wasm'.",
+      "engine: the wasm backend of TensorFlow.js did not start. In a browser give ready({ wasmPaths }): the folder that serves the .wasm files of '@tensorflow/tfjs-backend-wasm'. A program bundled for Node finds them beside itself.",
     );
   }
   const backend = tf.backend() as tfWasm.BackendWasm;

@@ -159,14 +159,18 @@ export class Pool {
   private start(): Worker[] {
     const { memory } = this.heap;
     const workers: Worker[] = [];
+    const failed = (cause: unknown): void => {
+      if (this.workers !== workers) return;
+      this.resize(1);
+      console.warn(`engine: no worker threads, going on with 1: ${cause}`);
+    };
     this.mayWait = maySleep(this.control);
     try {
       for (let index = 1; index < this.size; index++) {
         const stack = (this.heap.malloc(STACK_BYTES) + STACK_BYTES) & ~15;
         const { byteOffset } = this.control;
-        workers.push(
-          startWorker({ module: this.module, memory, stack, index, at: byteOffset, job: this.job.byteOffset }),
-        );
+        const start = { module: this.module, memory, stack, index, at: byteOffset, job: this.job.byteOffset };
+        workers.push(startWorker(start, failed));
       }
     } catch (error) {
       // Forbidden here (content security policy, permissions): the calling thread does all pieces.
@@ -197,58 +201,67 @@ function maySleep(control: Int32Array): boolean {
 }
 
 /**
- * What a thread does, the calling one and workers. Its text is the program of a worker, so it may use nothing from outside.
+ * What a thread does, the calling one and workers. Its text is the program of a worker, so it may use nothing from outside,
+ * nor anything that a build puts outside: helpers for spread, destructuring and classes in older JavaScript, and for the
+ * names of functions, which methods keep by themselves.
  */
 function threadBody(exports: object, control: Int32Array, job: Float64Array) {
-  const [ticketWord, doneWord, sleepersWord, failedWord] = [0, 16, 32, 48];
+  const ticketWord = 0;
+  const doneWord = 16;
+  const sleepersWord = 32;
+  const failedWord = 48;
   const functions = Object.values(exports) as ((...values: number[]) => number)[];
-  const isOpen = (ticket: number): boolean => (ticket & 0xff) < ((ticket >>> 8) & 0xff);
+  const body = {
+    isOpen(ticket: number): boolean {
+      return (ticket & 0xff) < ((ticket >>> 8) & 0xff);
+    },
 
-  function runPiece(piece: number, worker: number): void {
-    const along = [piece % job[2], Math.floor(piece / job[2]) % job[3], Math.floor(piece / (job[2] * job[3]))];
-    const values: number[] = [];
-    for (let i = 0, at = 4; i < job[1]; i++, at += 8) {
-      const direction = job[at + 5];
-      const chunk = job[at + 6];
-      values.push(
-        direction < 0
-          ? job[at] + along[0] * job[at + 1] + along[1] * job[at + 2] + along[2] * job[at + 3] + worker * job[at + 4]
-          : Math.min(chunk, job[at] - along[direction] * chunk),
-      );
-    }
-    functions[job[0]](...values);
-  }
-
-  /** Takes pieces until none is left. The job cannot be replaced while a piece that was taken is unfinished. */
-  function runPieces(worker: number): void {
-    while (isOpen(Atomics.load(control, ticketWord))) {
-      const ticket = Atomics.add(control, ticketWord, 1);
-      if (!isOpen(ticket)) return;
-      try {
-        runPiece(ticket & 0xff, worker);
-      } catch {
-        Atomics.store(control, failedWord, 1);
+    runPiece(piece: number, worker: number): void {
+      const along = [piece % job[2], Math.floor(piece / job[2]) % job[3], Math.floor(piece / (job[2] * job[3]))];
+      const values: number[] = [];
+      for (let i = 0, at = 4; i < job[1]; i++, at += 8) {
+        const direction = job[at + 5];
+        const chunk = job[at + 6];
+        values.push(
+          direction < 0
+            ? job[at] + along[0] * job[at + 1] + along[1] * job[at + 2] + along[2] * job[at + 3] + worker * job[at + 4]
+            : Math.min(chunk, job[at] - along[direction] * chunk),
+        );
       }
-      Atomics.add(control, doneWord, 1);
-    }
-  }
+      functions[job[0]].apply(null, values);
+    },
 
-  /** Serves for ever. Looks for the next job a while before it sleeps: steps of training follow each other closely. */
-  function serve(worker: number): void {
-    for (let spins = 0; ; spins++) {
-      const ticket = Atomics.load(control, ticketWord);
-      if (isOpen(ticket)) {
-        runPieces(worker);
-        spins = 0;
-      } else if (spins > 20_000) {
-        Atomics.add(control, sleepersWord, 1);
-        Atomics.wait(control, ticketWord, ticket);
-        Atomics.sub(control, sleepersWord, 1);
-        spins = 0;
+    /** Takes pieces until none is left. The job cannot be replaced while a piece that was taken is unfinished. */
+    runPieces(worker: number): void {
+      while (body.isOpen(Atomics.load(control, ticketWord))) {
+        const ticket = Atomics.add(control, ticketWord, 1);
+        if (!body.isOpen(ticket)) return;
+        try {
+          body.runPiece(ticket & 0xff, worker);
+        } catch {
+          Atomics.store(control, failedWord, 1);
+        }
+        Atomics.add(control, doneWord, 1);
       }
-    }
-  }
-  return { runPieces, serve };
+    },
+
+    /** Serves for ever. Looks for the next job a while before it sleeps: steps of training follow each other closely. */
+    serve(worker: number): void {
+      for (let spins = 0; ; spins++) {
+        const ticket = Atomics.load(control, ticketWord);
+        if (body.isOpen(ticket)) {
+          body.runPieces(worker);
+          spins = 0;
+        } else if (spins > 20_000) {
+          Atomics.add(control, sleepersWord, 1);
+          Atomics.wait(control, ticketWord, ticket);
+          Atomics.sub(control, sleepersWord, 1);
+          spins = 0;
+        }
+      }
+    },
+  };
+  return body;
 }
 
 /** What a worker is given. */
@@ -272,7 +285,10 @@ const BEGIN = `({ module, memory, stack, index, at, job }) => {
   threadBody(exports, control, new Float64Array(memory.buffer, job, ${JOB_BYTES / 8})).serve(index);
 }`;
 
-function startWorker(start: Start): Worker {
+/**
+ * @param failed called when the worker cannot serve. It ends before its first piece then: a kernel's failure is caught.
+ */
+function startWorker(start: Start, failed: (cause: unknown) => void): Worker {
   const program = `const threadBody = ${threadBody.toString()};\nconst begin = ${BEGIN};\n`;
   const threads = nodeThreads();
   if (threads) {
@@ -284,13 +300,15 @@ function startWorker(start: Start): Worker {
     });
     // It sleeps when there is nothing to do, which must not keep a program from ending.
     worker.unref();
-    worker.on('error', () => {});
+    worker.on('error', failed);
     return worker;
   }
   const { Blob, URL, Worker } = globalThis as unknown as Page;
   const url = URL.createObjectURL(new Blob([`${program}onmessage = ({ data }) => begin(data);`]));
   const worker = new Worker(url, { name: 'matforge' });
   URL.revokeObjectURL(url);
+  worker.onerror = ({ message }) =>
+    failed(message ?? 'the page may not start them (content security policy: worker-src blob:)');
   worker.postMessage(start);
   return worker;
 }
@@ -298,7 +316,10 @@ function startWorker(start: Start): Worker {
 interface Page {
   Blob: new (parts: string[]) => object;
   URL: { createObjectURL(blob: object): string; revokeObjectURL(url: string): void };
-  Worker: new (url: string, options: object) => Worker & { postMessage(message: object): void };
+  Worker: new (
+    url: string,
+    options: object,
+  ) => Worker & { postMessage(message: object): void; onerror: ((event: { message?: string }) => void) | null };
   crossOriginIsolated?: boolean;
   SharedArrayBuffer?: unknown;
   navigator?: { hardwareConcurrency?: number };

@@ -23,6 +23,19 @@ describe('the optional addon', () => {
     expect(whyNot).not.toHaveBeenCalled();
   });
 
+  it.each(['bun', 'deno'])('is left alone on %s, which it would end', async (name) => {
+    const whyNot = jest.fn();
+    mock({ whyNot });
+    const own = Object.getOwnPropertyDescriptor(process, 'versions')!;
+    Object.defineProperty(process, 'versions', { ...own, value: { ...process.versions, [name]: '1.0.0' } });
+    try {
+      expect(await findAddon()).toBeNull();
+    } finally {
+      Object.defineProperty(process, 'versions', own);
+    }
+    expect(whyNot).not.toHaveBeenCalled();
+  });
+
   it('is found where it works', async () => {
     const openNative = jest.fn();
     mock({ openNative, whyNot: () => undefined });

@@ -99,6 +99,24 @@ const PROGRAMS: Record<string, () => Promise<object>> = {
     }
     return { message: said, after: tf.tidy(() => tf.sum(tf.tensor([1, 2, 3])).dataSync()[0]) };
   },
+  // Long enough for a worker that cannot serve to say so.
+  settled: async () => {
+    await ready();
+    const first = product();
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    const last = product();
+    return { ...about(), same: first.every((value, i) => value === last[i]) };
+  },
+  broken: async () => {
+    const threads = process.getBuiltinModule('node:worker_threads') as { Worker: new (...given: unknown[]) => object };
+    const { Worker } = threads;
+    threads.Worker = class extends Worker {
+      constructor(program: string, options: object) {
+        super(`absent();${program}`, options);
+      }
+    };
+    return PROGRAMS.settled();
+  },
   wrong: async () => ({ message: await ready({ threads: 0 }).then(String, message) }),
 };
 

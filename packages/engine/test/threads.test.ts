@@ -1,8 +1,10 @@
 import { execFile } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
+import { transformSync } from '@swc/core';
 import { build } from 'esbuild';
 import { decodeBase64 } from '../src/base64.ts';
 import { base64 as plain } from '../src/kernels.wasm.ts';
@@ -249,6 +251,16 @@ describe('a kernel that threads share', () => {
   });
 });
 
+test("a worker's program needs nothing from outside when it is made for older JavaScript", () => {
+  const source = readFileSync(resolve(process.cwd(), 'packages/engine/src/threads.ts'), 'utf8');
+  const { code } = transformSync(source, { jsc: { target: 'es5', parser: { syntax: 'typescript' } } });
+  const from = code.indexOf('function threadBody(');
+  const body = code.slice(from, code.indexOf('\n}', from));
+  expect(body).toMatch(/serve: function/);
+  // Helpers begin with an underscore.
+  expect(body).not.toMatch(/\b_\w+\(/);
+});
+
 describe('asShared', () => {
   const limits = (flags: number, ...numbers: number[]) => [flags, ...numbers];
   const binary = (id: number, ...body: number[]) =>
@@ -317,21 +329,24 @@ describe('a program', () => {
   beforeAll(async () => {
     // Beside the package, so that the program finds TensorFlow.js.
     folder = await mkdtemp(resolve(process.cwd(), 'packages/engine/node_modules/.threads-'));
-    await build({
-      entryPoints: [resolve(process.cwd(), 'packages/engine/test/threads-program.ts')],
-      outfile: join(folder, 'program.mjs'),
-      bundle: true,
-      format: 'esm',
-      platform: 'node',
-      external: ['@tensorflow/*', '@matforge/engine-native'],
-      logLevel: 'error',
-    });
+    for (const [name, options] of Object.entries({ program: {}, small: { minify: true, keepNames: true } })) {
+      await build({
+        entryPoints: [resolve(process.cwd(), 'packages/engine/test/threads-program.ts')],
+        outfile: join(folder, `${name}.mjs`),
+        bundle: true,
+        format: 'esm',
+        platform: 'node',
+        external: ['@tensorflow/*', '@matforge/engine-native'],
+        logLevel: 'error',
+        ...options,
+      });
+    }
   });
   afterAll(() => rm(folder, { recursive: true, force: true }));
 
-  async function program(what: string, flags: string[] = [], threads?: string) {
+  async function program(what: string, flags: string[] = [], threads?: string, name = 'program') {
     const { MATFORGE_THREADS: _, ...env } = process.env;
-    const { stdout, stderr } = await run(process.execPath, [...flags, join(folder, 'program.mjs'), what], {
+    const { stdout, stderr } = await run(process.execPath, [...flags, join(folder, `${name}.mjs`), what], {
       env: { ...env, MATFORGE_NATIVE: '0', ...(threads && { MATFORGE_THREADS: threads }) },
       cwd: tmpdir(),
       timeout: 50_000,
@@ -373,6 +388,17 @@ describe('a program', () => {
     const { losses, stderr } = await program('forbidden', [], '2');
     expect(losses).toEqual((await program('train', [], '1')).losses);
     expect(stderr.match(/engine: no worker threads, going on with 1: .*forbidden/g)).toHaveLength(1);
+  });
+
+  it('keeps its threads when a bundler minifies it and keeps the names of functions', async () => {
+    const { threads, same, stderr } = await program('settled', [], '3', 'small');
+    expect({ threads, same, stderr }).toEqual({ threads: 3, same: true, stderr: '' });
+  });
+
+  it('goes on with one thread where workers do not start, and says so once', async () => {
+    const { threads, same, stderr } = await program('broken', [], '3');
+    expect({ threads, same }).toEqual({ threads: 1, same: true });
+    expect(stderr.match(/engine: no worker threads, going on with 1: .*absent is not defined/g)).toHaveLength(1);
   });
 
   it('gets a clear error when the shared heap cannot grow, and goes on', async () => {
