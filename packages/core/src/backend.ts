@@ -17,12 +17,14 @@ export type ReadyOptions = EngineOptions;
  * `webgpu` cannot read values while the program waits: what does so (attaching, merging, linear algebra) is refused there.
  * Do it on another backend and switch; tensors move along. Leaving `webgpu` by this function reads all of them first.
  *
- * @param backend `wasm`, `cpu`, `webgl`, `webgpu` or another that is registered with tfjs. Default `wasm`.
+ * @param backend `wasm`, `cpu`, `webgl`, `webgpu` or another that is registered with tfjs. Default `wasm`; options in its
+ *   place are those of `wasm`.
  * @param options for `wasm` alone.
  * @returns the name of the backend in use.
  * @throws MatforgeError (`backend`) when it is not registered or does not start.
  */
-export async function ready(backend: string = 'wasm', options: ReadyOptions = {}): Promise<string> {
+export async function ready(backend: string | ReadyOptions = 'wasm', options: ReadyOptions = {}): Promise<string> {
+  if (typeof backend !== 'string') return ready('wasm', backend);
   if (backend !== tf.getBackend()) await fetchAll();
   if (backend === 'wasm') await prepareEngine(options);
   else await start(backend);

@@ -31,6 +31,27 @@ export function didYouMean(given: string, candidates: Iterable<string>): string 
   return best;
 }
 
+/**
+ * Refuses options that are not an object, and the first one that is not known, with the nearest known one: a slip would
+ * otherwise pass for the default.
+ */
+export function ensureKnown(owner: string, options: unknown, known: readonly string[]): void {
+  ensure(
+    typeof options === 'object' && options !== null,
+    owner,
+    () => `${options} given; its options are an object of ${known.join(', ')}`,
+  );
+  const unknown = Object.keys(options).find((key) => !known.includes(key));
+  if (unknown !== undefined) refuseUnknown(owner, unknown, known);
+}
+
+/** Refuses an option that is not known, with the nearest known one. */
+export function refuseUnknown(owner: string, unknown: string, known: readonly string[]): never {
+  const near = didYouMean(unknown, known);
+  const hint = near ? `did you mean "${near}"?` : `known options: ${known.join(', ') || 'none'}`;
+  refuse(`${owner}.${unknown}`, `unknown option; ${hint}`);
+}
+
 function editDistance(a: string, b: string): number {
   let previous = Array.from({ length: b.length + 1 }, (_, j) => j);
   for (let i = 1; i <= a.length; i++) {

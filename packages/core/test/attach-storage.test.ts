@@ -77,6 +77,21 @@ test('an adapter in a storage is replaced only when that is asked for', async ()
   discard(model);
 });
 
+test('what is neither a path nor a storage, and methods that are none, are refused', async () => {
+  const model = await adapted();
+  for (const wrong of [undefined, '', {}, 'https://example.com/adapter', 'file:///tmp/adapter']) {
+    const message = /^path: .*; accepted is a directory's path, or a storage such as memoryStorage\(\)/;
+    await expect(save(model, wrong as never)).rejects.toThrow(message);
+    await expect(load(model, wrong as never, { methods: [additive] })).rejects.toThrow(message);
+  }
+  for (const options of [undefined, {}, { methods: additive }, { methods: [additive()] }]) {
+    await expect(load(model, memoryStorage(), options as never)).rejects.toThrow(
+      /^methods: .*load\(model, source, \{ methods: \[lora\] \}\)/,
+    );
+  }
+  discard(model);
+});
+
 test('a storage without an adapter, without weights or with another method is refused, and the model stays', async () => {
   const model = await adapted();
   const storage = memoryStorage();

@@ -5,6 +5,8 @@ import {
   attach,
   detach,
   list,
+  load,
+  memoryStorage,
   parseConfig,
   selectSites,
   sitesOf,
@@ -83,7 +85,7 @@ test.each<[string, AttachOptions, string]>([
   [
     'a text for part of a name',
     { targets: 'q_proj' },
-    `targets: "q_proj" matches no layer; did you mean "q_proj"? ${candidates}`,
+    `targets: "q_proj" matches no layer, because a text must match the full name; write ["q_proj"]. ${candidates}`,
   ],
   ['a predicate for nothing', { targets: () => false }, `targets: the predicate matches no layer. ${candidates}`],
   ['an impossible pattern', { targets: '(q_proj' }, 'targets: "(q_proj" is not a regular expression'],
@@ -98,6 +100,11 @@ test.each<[string, AttachOptions, string]>([
     'an unknown module',
     { modulesToSave: ['lm_haed'] },
     'modulesToSave: no layer is named "lm_haed"; did you mean "lm_head"?',
+  ],
+  [
+    'an option that is none',
+    { target: ['conv'] } as AttachOptions,
+    'attach.target: unknown option; did you mean "targets"?',
   ],
   ['a name that is no name', { name: 'a/b' }, 'name: "a/b" is not an adapter name'],
   ['the name of no adapter', { name: '__base__' }, 'name: "__base__" is not an adapter name'],
@@ -116,6 +123,16 @@ test('refused: something that is no method, a method without its options', async
     await expect(attach(model, wrong as never)).rejects.toThrow(/method: is not a configured linear method/);
   }
   discard(model);
+});
+
+test.each([
+  [undefined, 'undefined'],
+  [Promise.resolve(), 'a promise; await it'],
+  [new Map(), 'Map'],
+])('refused: %s in place of a model', async (given, named) => {
+  const message = `model: wanted is a tf.LayersModel (tf.sequential, tf.model, tf.loadLayersModel), given is ${named}`;
+  await expect(attach(given as never, additive())).rejects.toThrow(message);
+  await expect(load(given as never, memoryStorage(), { methods: [additive] })).rejects.toThrow(message);
 });
 
 test('refused: layers that are not built yet', () => {

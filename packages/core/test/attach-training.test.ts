@@ -1,5 +1,17 @@
 import * as tf from '@tensorflow/tfjs';
-import { adam, attach, count, detach, list, setActive, sitesOf, toOptimizer, train } from '../src/index.ts';
+import {
+  adam,
+  attach,
+  count,
+  detach,
+  list,
+  merge,
+  setActive,
+  sitesOf,
+  toOptimizer,
+  train,
+  unmerge,
+} from '../src/index.ts';
 import {
   additive,
   bent,
@@ -217,4 +229,19 @@ describe.each(Object.entries(kinds))('%s', (_, make) => {
     discard(model, other);
     x.dispose();
   });
+});
+
+test('a merged adapter is not trained: refused, until it is unmerged', async () => {
+  const model = randomise(tf.sequential({ layers: [tf.layers.dense({ name: 'map', units: 2, inputShape: [3] })] }));
+  await attach(model, additive(), { targets: ['map'] });
+  const data = { xs: tf.ones([4, 3]), ys: tf.ones([4, 2]) };
+  const run = () => train(model, data, { optimizer: adam(), loss: 'meanSquaredError' });
+  merge(model);
+  await expect(run()).rejects.toThrow(
+    /^model: has merged adapters \(default\).*; unmerge\(model\) first, or mergeAndUnload/,
+  );
+  unmerge(model);
+  expect((await run()).step).toBe(1);
+  tf.dispose([data.xs, data.ys]);
+  discard(model);
 });

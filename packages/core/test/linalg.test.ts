@@ -575,6 +575,7 @@ describe('bad input', () => {
     ]) {
       expect(() => f(spoiled)).toThrow(/^a: entries must be finite, got NaN at \(1, 0\)/);
     }
+    expect(() => linalg.svd({ shape: [2, 2] } as never)).toThrow(/^a: is not a Matrix; .* toMatrix\(tensor\)/);
     expect(() => linalg.lstsq(linalg.identity(2), spoiled)).toThrow(/^b: entries must be finite/);
     expect(() => linalg.eigh(matrix(2, 3))).toThrow(/^a: must be square, got 2 x 3/);
     expect(() => linalg.svd({ rows: 2, cols: 2, data: new Float64Array(3) })).toThrow(/^a: 2 x 2 needs 4 entries/);

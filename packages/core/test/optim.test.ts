@@ -172,6 +172,18 @@ describe('transformations', () => {
     expect(() => clipByGlobalNorm(0)).toThrow('clipByGlobalNorm: 0 given');
     expect(() => adamw({ weightDecay: -1 })).toThrow('weightDecay: -1 given');
   });
+
+  test('options that are none are refused: the default would pass for them', () => {
+    expect(() => adam(0.01 as never)).toThrow('adam: 0.01 given; its options are an object of learningRate, beta1');
+    for (const make of [adam, adamw, lion, sgd]) {
+      expect(() => make({ learningrate: 0.1 } as never)).toThrow(
+        `${make.name}.learningrate: unknown option; did you mean "learningRate"?`,
+      );
+      expect(() => make({ lr: 0.1 } as never)).toThrow(
+        `${make.name}.lr: unknown option; known options: learningRate, `,
+      );
+    }
+  });
 });
 
 describe('state trees', () => {

@@ -437,6 +437,8 @@ describe('interruption and resume', () => {
 describe('bad input is refused', () => {
   const cases: [string, Partial<TrainingOptions>, string][] = [
     ['no optimizer', { optimizer: undefined }, 'optimizer: missing'],
+    ['the name of an optimizer', { optimizer: 'adam' as never }, 'optimizer: adam given; accepted is a tf.Optimizer'],
+    ['an option that is none', { epoch: 2 } as never, 'train.epoch: unknown option; did you mean "epochs"?'],
     ['epochs', { epochs: 0 }, 'epochs: 0 given; accepted is an integer >= 1'],
     ['batch size', { batchSize: 2.5 }, 'batchSize: 2.5 given'],
     ['clip norm', { clipNorm: -1 }, 'clipNorm: -1 given'],
@@ -468,6 +470,8 @@ describe('bad input is refused', () => {
     const optimizer = adam();
     const attempt = (given: unknown, options = {}) => train(model, given as TrainingBatch, { optimizer, ...options });
     await expect(attempt({ xs: data.xs, ys: short })).rejects.toThrow('data.ys: 3 samples where xs has 40');
+    await expect(attempt({ xs: [[1, 2]], ys: data.ys })).rejects.toThrow('data.xs: holds no tensor; make one of');
+    await expect(attempt({ xs: data.xs })).rejects.toThrow('data.ys: holds no tensor');
     await expect(attempt(7)).rejects.toThrow('data: accepted are');
     await expect(attempt([])).rejects.toThrow('data: an empty array of batches');
     const once = (function* () {

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { didYouMean, refuse } from '../errors.ts';
+import { refuse, refuseUnknown } from '../errors.ts';
 
 /** A method's configuration schema: a zod object. Unknown keys are refused with the nearest known one. */
 export type ConfigSchema = z.ZodObject;
@@ -16,10 +16,7 @@ export function parseConfig<S extends ConfigSchema>(owner: string, schema: S, gi
   // A misspelt option also shows as a missing one; the slip is what the user wants to hear of.
   const issue = issues.find(({ code, path }) => code === 'unrecognized_keys' && path.length === 0) ?? issues[0];
   if (issue.code === 'unrecognized_keys' && issue.path.length === 0) {
-    const known = Object.keys(schema.shape);
-    const near = didYouMean(issue.keys[0], known);
-    const hint = near ? `did you mean "${near}"?` : `known options: ${known.join(', ') || 'none'}`;
-    refuse(`${owner}.${issue.keys[0]}`, `unknown option; ${hint}`);
+    refuseUnknown(owner, issue.keys[0], Object.keys(schema.shape));
   }
   const value = issue.path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown>)?.[key], given);
   refuse([owner, ...issue.path].join('.'), `${describe(issue)}, got ${show(value)}`);

@@ -2,7 +2,7 @@ import * as tf from '@tensorflow/tfjs';
 import { during } from '../blocking.ts';
 import { parseConfig } from '../contracts/config.ts';
 import type { AnyLinearMethod, Role, Site, TensorSpec } from '../contracts/linear-method.ts';
-import { ensure, refuse } from '../errors.ts';
+import { ensure, ensureKnown, refuse } from '../errors.ts';
 import { nodeFs } from '../files/atomic.ts';
 import {
   type CheckpointStorage,
@@ -15,6 +15,7 @@ import { type AttachOptions, attachWith, declared, detach, finite } from './atta
 import { type Adapter, adapterOf, type BiasOption, type Host, hostOf } from './host.ts';
 import {
   assign,
+  ensureModel,
   fullMatch,
   type HostLayer,
   type LayerSite,
@@ -53,6 +54,8 @@ export async function save(
   options: SaveOptions = {},
 ): Promise<void> {
   const host = hostOf(model);
+  ensurePlace(target);
+  ensureKnown('save', options, ['name', 'baseModel', 'overwrite'] satisfies (keyof SaveOptions)[]);
   const { name = soleActive(host), baseModel = null, overwrite = false } = options;
   const adapter = adapterOf(host, name);
   const json = `${JSON.stringify(sortKeys(configJson(adapter, baseModel)), null, 2)}\n`;
@@ -300,6 +303,10 @@ export async function load<M extends tf.LayersModel>(
   source: string | CheckpointStorage,
   options: LoadOptions,
 ): Promise<M> {
+  ensureModel(model);
+  ensurePlace(source);
+  ensureMethods(options?.methods);
+  ensureKnown('load', options, ['methods', 'name', 'seed'] satisfies (keyof LoadOptions)[]);
   const place = typeof source === 'string' ? `${source}/` : '';
   const json = parseJson(`${place}${CONFIG}`, await configText(source));
   const method = methodFor(json, options.methods);
@@ -407,6 +414,21 @@ function parseJson(path: string, text: string): Record<string, unknown> {
   }
   ensure(typeof json === 'object' && json !== null && !Array.isArray(json), path, () => 'is not a JSON object');
   return json as Record<string, unknown>;
+}
+
+/** Refuses what is neither a path nor a storage. */
+function ensurePlace(place: unknown): void {
+  const accepted = "accepted is a directory's path, or a storage such as memoryStorage()";
+  const isStorage = typeof (place as CheckpointStorage | null | undefined)?.read === 'function';
+  ensure(isStorage || (typeof place === 'string' && place !== ''), 'path', () => `${place} given; ${accepted}`);
+  ensure(isStorage || !/^\w{2,}:\/\//.test(place as string), 'path', () => `"${place}" is a URL; ${accepted}`);
+}
+
+function ensureMethods(methods: unknown): void {
+  const example = 'give the methods that may be in the file, e.g. load(model, source, { methods: [lora] })';
+  ensure(Array.isArray(methods), 'methods', () => example);
+  const isMethod = (method: Partial<AnyLinearMethod> | undefined) => method?.contract === 'linear';
+  ensure(methods.every(isMethod), 'methods', () => `holds what is no method; ${example}, not lora()`);
 }
 
 function methodFor(json: Record<string, unknown>, methods: readonly AnyLinearMethod[]): AnyLinearMethod {

@@ -11,7 +11,7 @@ import type {
   StepInfo,
   TensorSpec,
 } from '../contracts/linear-method.ts';
-import { ensure, refuse } from '../errors.ts';
+import { ensure, ensureKnown, refuse } from '../errors.ts';
 import { tidyTree } from '../optim/tree.ts';
 import { random } from '../tensors/random.ts';
 import { type Calibration, calibrate, type SiteStatistics } from './calibrate.ts';
@@ -36,6 +36,7 @@ import { runHooksInOptimizer } from './optimizer-hooks.ts';
 import { saveMerged } from './saved-model.ts';
 import {
   assign,
+  ensureModel,
   type LayerSite,
   type LayerVariable,
   matchesName,
@@ -72,6 +73,16 @@ export interface AttachOptions {
   modulesToSave?: readonly string[];
 }
 
+const OPTIONS = Object.keys({
+  targets: true,
+  exclude: true,
+  name: true,
+  seed: true,
+  calibration: true,
+  bias: true,
+  modulesToSave: true,
+} satisfies Record<keyof AttachOptions, true>);
+
 /**
  * Attaches a method to layers of a model and makes it the active adapter.
  *
@@ -100,6 +111,8 @@ export async function attachWith<M extends tf.LayersModel>(
   options: AttachOptions,
   provide?: Provide,
 ): Promise<M> {
+  ensureModel(model);
+  ensureKnown('attach', options, OPTIONS);
   const {
     targets = 'all-linear',
     exclude,

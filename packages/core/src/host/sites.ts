@@ -84,6 +84,14 @@ export function namedLayers(model: object): { name: string; layer: HostLayer }[]
   return ((model as Nested).layers ?? []).flatMap((layer) => visit(layer, ''));
 }
 
+/** Refuses what has no layers. */
+export function ensureModel(model: unknown): void {
+  if (Array.isArray((model as Nested | null | undefined)?.layers)) return;
+  const isPromise = typeof (model as PromiseLike<unknown> | null | undefined)?.then === 'function';
+  const given = isPromise ? 'a promise; await it' : ((model as object | null | undefined)?.constructor?.name ?? model);
+  refuse('model', `wanted is a tf.LayersModel (tf.sequential, tf.model, tf.loadLayersModel), given is ${given}`);
+}
+
 /** Models inside the model, itself included: their own `trainable` flag gates their layers'. */
 export function containers(model: object): { trainable_: boolean }[] {
   const { layers, layer, model: functional } = model as Nested;
@@ -138,7 +146,12 @@ export function selectSites(model: object, targets: Targets, exclude?: Targets):
   const [wanted, unwanted] = [selector(targets, 'targets'), exclude && selector(exclude, 'exclude')];
   const matching = sites.filter(wanted);
   if (matching.length === 0) {
-    const hint = typeof targets === 'string' ? nearest(targets, names) : '.';
+    const isEnding = typeof targets === 'string' && names.some((name) => matchesName(name, targets));
+    const hint = isEnding
+      ? `, because a text must match the full name; write ["${targets}"].`
+      : typeof targets === 'string'
+        ? nearest(targets, names)
+        : '.';
     refuse('targets', `${show(targets)} matches no layer${hint} ${candidates}`);
   }
   const selected = matching.filter((site) => !unwanted?.(site));

@@ -9,6 +9,11 @@ const EPSILON = 2 ** -52;
 function checked(a: Matrix, name: string): Matrix {
   const { rows, cols, data } = a;
   ensure(
+    typeof rows === 'number' && data !== undefined,
+    name,
+    () => 'is not a Matrix; matrix(rows, cols, entries) makes one, toMatrix(tensor) one of a tensor.',
+  );
+  ensure(
     data.length === rows * cols,
     name,
     () => `${rows} x ${cols} needs ${rows * cols} entries in data, got ${data.length}.`,

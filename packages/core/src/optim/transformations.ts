@@ -1,6 +1,6 @@
 import { adamDirection } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
-import { ensure, refuse } from '../errors.ts';
+import { ensure, ensureKnown, refuse } from '../errors.ts';
 import { type NumberOrSchedule, type ScalarSchedule, valueAt } from './schedules.ts';
 import { chain, type GradientTransformation, mapNamed, stateless } from './transformation.ts';
 import type { NamedTensors } from './tree.ts';
@@ -223,6 +223,7 @@ export function sgd(options: {
   momentum?: number;
   nesterov?: boolean;
 }): GradientTransformation {
+  ensureKnown('sgd', options, ['learningRate', 'momentum', 'nesterov']);
   const { learningRate, momentum = 0, nesterov = false } = options;
   return momentum === 0
     ? scaleByLearningRate(learningRate)
@@ -231,6 +232,7 @@ export function sgd(options: {
 
 /** Adam. `learningRate` defaults to 1e-3. */
 export function adam(options: AdamOptions & { learningRate?: NumberOrSchedule } = {}): GradientTransformation {
+  ensureKnown('adam', options, ['learningRate', 'beta1', 'beta2', 'epsilon']);
   return chain(scaleByAdam(options), scaleByLearningRate(options.learningRate ?? 1e-3));
 }
 
@@ -241,6 +243,7 @@ export function adam(options: AdamOptions & { learningRate?: NumberOrSchedule } 
 export function adamw(
   options: AdamOptions & { learningRate?: NumberOrSchedule; weightDecay?: number; mask?: VariablePredicate } = {},
 ): GradientTransformation {
+  ensureKnown('adamw', options, ['learningRate', 'weightDecay', 'beta1', 'beta2', 'epsilon', 'mask']);
   return chain(
     scaleByAdam(options),
     addDecayedWeights(options.weightDecay ?? 0.01, options.mask),
@@ -258,6 +261,7 @@ export function lion(
     mask?: VariablePredicate;
   } = {},
 ): GradientTransformation {
+  ensureKnown('lion', options, ['learningRate', 'weightDecay', 'beta1', 'beta2', 'mask']);
   return chain(
     scaleByLion(options),
     addDecayedWeights(options.weightDecay ?? 0, options.mask),

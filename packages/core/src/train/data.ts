@@ -93,6 +93,13 @@ function tensorSource(data: TrainingBatch, options: BatchOptions, field: string)
     'batchSize',
     () => `${batchSize} given; accepted is an integer >= 1`,
   );
+  for (const part of ['xs', 'ys'] as const) {
+    ensure(
+      listTensors(data[part]).length > 0,
+      `${field}.${part}`,
+      () => 'holds no tensor; make one of an array with tf.tensor(array)',
+    );
+  }
   const rows = rowsOf(data.xs);
   ensure(rows !== undefined && rows > 0, `${field}.xs`, () => 'holds no samples');
   for (const part of ['xs', 'ys'] as const) {

@@ -1,7 +1,8 @@
 import * as tf from '@tensorflow/tfjs';
-import { ensure, MatforgeError, refuse } from '../errors.ts';
+import { ensure, ensureKnown, MatforgeError, refuse } from '../errors.ts';
 import { type CheckpointStorage, directoryStorage } from '../files/storage.ts';
 import { gradientHooks, suspendGradientHooks } from '../host/hooks.ts';
+import { findHost } from '../host/host.ts';
 import { TransformationOptimizer } from '../optim/optimizer.ts';
 import type { ScalarSchedule } from '../optim/schedules.ts';
 import type { GradientTransformation } from '../optim/transformation.ts';
@@ -189,8 +190,21 @@ class Run<B> {
     this.source = openData(data, options);
     this.evaluation = options.evaluate && openData(options.evaluate.data, evaluationOptions(options), 'evaluate.data');
     const isLayers = model instanceof tf.LayersModel;
+    const merged = (isLayers && findHost(model)?.merged) || [];
+    ensure(
+      merged.length === 0,
+      'model',
+      () =>
+        `has merged adapters (${merged.join(', ')}), which do not train; unmerge(model) first, or mergeAndUnload(model) to train its kernels`,
+    );
     const given = options.optimizer ?? (isLayers ? model.optimizer : undefined);
     if (given === undefined) refuse('optimizer', 'missing: give a tf.Optimizer or a gradient transformation');
+    ensure(
+      typeof given === 'object' && ('applyGradients' in given || typeof given.update === 'function'),
+      'optimizer',
+      () =>
+        `${given} given; accepted is a tf.Optimizer, as tf.train.adam(0.001), or a gradient transformation, as adam({ learningRate: 0.001 })`,
+    );
     this.ownsOptimizer = !('applyGradients' in given);
     this.optimizer = 'applyGradients' in given ? given : new TransformationOptimizer(given);
     if (isLayers) prepareLayersModel(model, this.optimizer, options.loss, options.metrics);
@@ -556,7 +570,30 @@ function checkSettings(now: Record<string, unknown>, then: Record<string, unknow
   }
 }
 
+const OPTIONS = Object.keys({
+  optimizer: true,
+  loss: true,
+  metrics: true,
+  epochs: true,
+  steps: true,
+  schedule: true,
+  clipNorm: true,
+  accumulate: true,
+  evaluate: true,
+  earlyStop: true,
+  checkpoint: true,
+  signal: true,
+  onProgress: true,
+  onGradients: true,
+  callbacks: true,
+  batchSize: true,
+  shuffle: true,
+  dropRemainder: true,
+  seed: true,
+} satisfies Record<keyof TrainingOptions, true>);
+
 function checkOptions(options: AnyOptions): void {
+  ensureKnown('train', options, OPTIONS);
   const { epochs, steps, accumulate, clipNorm, evaluate, earlyStop, checkpoint } = options;
   const whole: [string, number | undefined][] = [
     ['epochs', epochs],
