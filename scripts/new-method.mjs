@@ -70,7 +70,7 @@ const files = {
   zeros,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** ${title}: y = x·W + b + s·(x·A)·B. */
 export const ${identifier} = defineLinearMethod({

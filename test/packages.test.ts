@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { type BuildOptions, build } from 'esbuild';
 
 interface Manifest {
   name: string;
@@ -131,6 +132,30 @@ whenBuilt(
     }
   },
   120_000,
+);
+
+whenBuilt(
+  `a bundler leaves out what a page does not use${unbuilt}`,
+  async () => {
+    const options: BuildOptions = {
+      bundle: true,
+      minify: true,
+      format: 'esm',
+      external: ['@tensorflow/*', 'gpu.js', 'node:*'],
+      logLevel: 'error',
+    };
+    const directoryOf = (name: string) => (packages.find((each) => each.name === name) as Package).directory;
+    const bytes = async (name: string, contents: string) => {
+      const stdin = { contents, resolveDir: directoryOf(name) };
+      return (await build({ ...options, stdin, write: false })).outputFiles[0].contents.length;
+    };
+    expect(await bytes('@matforge/core', "import './dist/index.js'")).toBeLessThan(100);
+    expect(await bytes('@matforge/core', "export { random } from './dist/index.js'")).toBeLessThan(3_000);
+    expect(await bytes('@matforge/core', "export { einsum } from './dist/index.js'")).toBeLessThan(10_000);
+    // Most of it is zod. By the name z, and not as a namespace, it comes with all its translations: 450 kB.
+    expect(await bytes('@matforge/lora', "export { lora } from './dist/index.js'")).toBeLessThan(130_000);
+  },
+  60_000,
 );
 
 whenBuilt(`docs/methods.md says what the packages say${unbuilt}`, () => {

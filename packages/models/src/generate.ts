@@ -1,6 +1,6 @@
 import { ensure, option, parseConfig, type Random, random, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { KeyValueCache } from './cache.ts';
 import { MatforgePositions } from './layers.ts';
 

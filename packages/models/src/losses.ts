@@ -1,6 +1,6 @@
 import { ensure, option, parseConfig } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** Options of {@link languageModelLoss}. */
 export interface LanguageModelLossOptions {

@@ -1,6 +1,6 @@
 import { option, parseConfig } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type HuggingFaceConfig, initialize, rememberConfig } from './architecture.ts';
 
 /** Activations of tfjs's own layers that {@link mlp} and {@link cnn} offer. */

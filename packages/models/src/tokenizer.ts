@@ -1,6 +1,6 @@
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
 import { ensure, option, parseConfig, readJsonFile, refuse, writeFileAtomic } from '@matforge/core';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** A `tokenizer.json` as Hugging Face's libraries read it. */
 export interface TokenizerJson {

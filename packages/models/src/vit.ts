@@ -1,6 +1,6 @@
 import { ensure, option, parseConfig, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { add, apply, dense, type HuggingFaceConfig, initialize, type Node, rememberConfig } from './architecture.ts';
 import { classesOf, labels } from './bert.ts';
 import { activationNames } from './functions.ts';

@@ -10,7 +10,7 @@ import {
   schedules,
   sgd,
 } from '@matforge/core';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isLinear, loadMethod } from './packages.ts';
 import type { MethodUse } from './stage.ts';
 

@@ -1,6 +1,6 @@
 import { didYouMean, refuse } from '@matforge/core';
 import { installedMethods } from '@matforge/pipeline';
-import { z } from 'zod';
+import * as z from 'zod';
 import { EXIT, type Session } from '../program.ts';
 
 /** `matforge methods [method]` */

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { refuse, refuseUnknown } from '../errors.ts';
 
 /** A method's configuration schema: a zod object. Unknown keys are refused with the nearest known one. */

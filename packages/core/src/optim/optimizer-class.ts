@@ -1,5 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { ConfigSchema } from '../contracts/config.ts';
 import type { TransformationMethod } from './define.ts';
 import { TransformationOptimizer } from './optimizer.ts';

@@ -1,5 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { during } from '../blocking.ts';
 import { type ConfigSchema, parseConfig } from '../contracts/config.ts';
 import {

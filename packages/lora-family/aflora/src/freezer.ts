@@ -1,5 +1,5 @@
 import { ensure } from '@matforge/core';
-import { z } from 'zod';
+import * as z from 'zod';
 
 const fraction = () => z.number('must be in [0, 1)').min(0, 'must be in [0, 1)').lt(1, 'must be in [0, 1)');
 

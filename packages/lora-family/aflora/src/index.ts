@@ -11,7 +11,7 @@ import {
   zeros,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { AdaptiveFreezer, type FreezerState, freezerOptions } from './freezer.ts';
 
 export { AdaptiveFreezer, cubicFraction, type FreezerConfig, type FreezerState } from './freezer.ts';

@@ -8,7 +8,7 @@ import {
   shiftedLowRank,
   validateRank,
 } from '@matforge/core';
-import { z } from 'zod';
+import * as z from 'zod';
 import { normalisedGram } from './covariance.ts';
 import { cordaInit } from './decomposition.ts';
 

@@ -13,7 +13,7 @@ import {
   zeros,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** act(0) = 0 for all of them. `gelu` is the exact one. */
 const ACTIVATIONS = {

@@ -17,7 +17,7 @@ import {
   zeros,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /**
  * DoRA (Liu et al. 2024): a kernel is a magnitude per output times a direction; LoRA learns the direction and the

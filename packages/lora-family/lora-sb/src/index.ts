@@ -11,7 +11,7 @@ import {
   validateRank,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { optimalCore } from './equivalent-gradient.ts';
 import { firstUpdateSize, loraSbInit, loraXsInit } from './init.ts';
 

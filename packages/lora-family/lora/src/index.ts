@@ -15,7 +15,7 @@ import {
   zeros,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 export { combineAdapters, type LowRankAdapter } from './combine.ts';
 export { type LoraPlusOptions, loraPlus } from './lora-plus.ts';

@@ -15,7 +15,7 @@ import {
   validateRank,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 export { type Nf4, nf4Dequantise, nf4Quantise } from './nf4.ts';
 export { type QpissaInit, qpissaInit } from './qpissa.ts';

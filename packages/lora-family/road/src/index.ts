@@ -1,6 +1,6 @@
 import { defineLinearMethod, ensure, ones, option, trainable, zeros } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /**
  * RoAd (Liao & Monz 2024): pairs of output features are rotated and scaled, y = h∘c₁ + rot(h)∘c₂ with h = x·W + b

@@ -11,7 +11,7 @@ import {
   zeros,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /**
  * VeRA (Kopiczko et al. 2023): one pair of frozen random matrices A, B serves every layer, each layer learns two scaling

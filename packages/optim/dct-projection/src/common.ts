@@ -1,6 +1,6 @@
 import { option, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { checkRank } from './selection.ts';
 import { type DctBasis, dctMatrix } from './transform.ts';
 

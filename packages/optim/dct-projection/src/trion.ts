@@ -1,6 +1,6 @@
 import { defineTransformation, mapNamed } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import {
   adamw,
   asMatrix,

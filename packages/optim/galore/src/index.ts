@@ -1,6 +1,6 @@
 import { defineOptimizerClass, defineTransformation, mapNamed, option, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import {
   alignSigns,
   type Basis,

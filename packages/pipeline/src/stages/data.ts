@@ -1,7 +1,7 @@
 import { option, readTextFile, refuse } from '@matforge/core';
 import * as datasets from '@matforge/datasets';
 import { createTokenizer, trainTokenizer } from '@matforge/models';
-import { z } from 'zod';
+import * as z from 'zod';
 import { defineStage } from '../stage.ts';
 import type { NamedData } from '../state.ts';
 

@@ -1,7 +1,7 @@
 import { option, refuse } from '@matforge/core';
 import * as models from '@matforge/models';
 import type * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { loadModel } from '../model-files.ts';
 import { defineStage } from '../stage.ts';
 import type { State } from '../state.ts';

@@ -4,7 +4,7 @@ import { linalg, mergeAndUnload, option, refuse, sitesOf, toMatrix, writeFileAto
 import type * as Hls from '@matforge/hls';
 import type * as Qfx from '@matforge/qfx';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { readJson } from '../context.ts';
 import { cloneModel, saveModel } from '../model-files.ts';
 import { trainingOptions } from '../optimizers.ts';

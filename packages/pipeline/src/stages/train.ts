@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { attach, didYouMean, hash, load, refuse, save, type Targets, writeFileAtomic } from '@matforge/core';
 import { generate } from '@matforge/models';
 import type * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type RunContext, readJson } from '../context.ts';
 import { cloneModel, restoreWeights, storeWeights } from '../model-files.ts';
 import { optimizerUse, trainingOptions } from '../optimizers.ts';

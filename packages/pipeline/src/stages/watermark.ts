@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { adapterTensors, deltas, option, random, refuse, setAdapterTensors } from '@matforge/core';
 import type * as Seal from '@matforge/seal';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { trainingOptions } from '../optimizers.ts';
 import { importPackage } from '../packages.ts';
 import { defineStage } from '../stage.ts';

@@ -9,7 +9,7 @@ import {
   structuredOptions,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type BlastFactors, blastFactorize, ensureBlocks, ensureFactors } from './factorize.ts';
 
 export {

@@ -18,7 +18,7 @@ import {
   trainable,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type BttShape, bttShape, coreSizes, product } from './factors.ts';
 
 export { type BttShape, factorize } from './factors.ts';

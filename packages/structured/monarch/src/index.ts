@@ -19,7 +19,7 @@ import {
   uniform,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /**
  * Monarch matrices (Dao et al. 2022): the kernel is block-diagonal · permutation · block-diagonal. With x cut into N blocks,

@@ -16,7 +16,7 @@ import {
   zeros,
 } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { drawPassports } from './passport.ts';
 import { release } from './release.ts';
 
