@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -141,6 +141,21 @@ describe('inspect', () => {
     expect(readFileSync(join(work, 's.svg'), 'utf8')).toMatch(/^<svg [\s\S]*polyline/);
   });
 
+  test('shows the model that run and merge write', async () => {
+    await saveModel(model(), join(work, 'model'));
+    const { tensors, parameters, spectra } = JSON.parse(
+      (await matforge('inspect', join(work, 'model'), '--spectra', '--json')).out,
+    );
+    expect(parameters).toBe(6 * 4 + 4 + 4 * 2 + 2);
+    expect(tensors.map(({ tensor, shape }: Record<string, string>) => [tensor, shape])).toEqual([
+      ['map/kernel', '[6, 4]'],
+      ['map/bias', '[4]'],
+      ['head/kernel', '[4, 2]'],
+      ['head/bias', '[2]'],
+    ]);
+    expect(spectra['head/kernel']).toHaveLength(2);
+  });
+
   test('a damaged checkpoint is refused by name', async () => {
     const file = join(work, 'bad.safetensors');
     writeFileSync(file, 'not a checkpoint at all');
@@ -208,6 +223,25 @@ test('emit writes a project from a saved model and compares it bit by bit', asyn
 
 const bin = join(root, 'packages/cli/dist/bin.js');
 const whenBuilt = existsSync(bin) ? test : test.skip;
+
+whenBuilt(
+  `inspect and convert start what they need${existsSync(bin) ? '' : ' (skipped: run pnpm build first)'}`,
+  async () => {
+    const base = model();
+    await attach(base, lora({ rank: 2 }), { targets: ['map'] });
+    await save(base, join(work, 'adapter'));
+    await saveModel(base, join(work, 'model'));
+    for (const args of [
+      ['inspect', join(work, 'adapter'), '--spectra'],
+      ['inspect', join(work, 'model')],
+      ['convert', join(work, 'adapter'), join(work, 'half'), '--dtype', 'BF16'],
+    ]) {
+      const { status, stderr } = spawnSync(process.execPath, [bin, ...args], { encoding: 'utf8' });
+      expect({ args, status, stderr }).toEqual({ args, status: 0, stderr: '' });
+    }
+  },
+  60_000,
+);
 
 whenBuilt(
   `Ctrl-C leaves a run that --resume finishes${existsSync(bin) ? '' : ' (skipped: run pnpm build first)'}`,

@@ -1,6 +1,6 @@
 import { copyFile, readdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { openCheckpoint, refuse, writeCheckpoint, writeDirectoryAtomic, writeSafetensors } from '@matforge/core';
+import { openCheckpoint, ready, refuse, writeCheckpoint, writeDirectoryAtomic, writeSafetensors } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { EXIT, type Session } from '../program.ts';
 
@@ -21,6 +21,7 @@ export async function convert(
     (entry) => entry.isDirectory(),
     () => refuse(from, 'does not exist'),
   );
+  await ready();
   const names = isDirectory ? await readdir(from) : [];
   const adapter = names.includes('adapter_model.safetensors');
   const file = await openCheckpoint(adapter ? join(from, 'adapter_model.safetensors') : from);

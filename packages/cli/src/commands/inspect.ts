@@ -1,7 +1,7 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Checkpoint, linalg, openCheckpoint, toMatrix, writeFileAtomic } from '@matforge/core';
-import { lineChart } from '@matforge/pipeline';
+import { type Checkpoint, linalg, openCheckpoint, ready, toMatrix, writeFileAtomic } from '@matforge/core';
+import { lineChart, loadModel } from '@matforge/pipeline';
 import * as tf from '@tensorflow/tfjs';
 import type { Row } from '../output.ts';
 import { EXIT, type Session } from '../program.ts';
@@ -17,6 +17,7 @@ export async function inspect(
   path: string,
   { spectra = false, plot }: InspectOptions,
 ): Promise<number> {
+  await ready();
   const file = await open(path);
   const rows: Row[] = [];
   const curves: Record<string, number[]> = {};
@@ -63,18 +64,44 @@ export async function inspect(
   return EXIT.done;
 }
 
-async function open(path: string): Promise<Checkpoint> {
+/** What is looked at: a checkpoint, or a model that stands for one. */
+interface Contents extends Pick<Checkpoint, 'metadata' | 'read' | 'close'> {
+  readonly entries: ReadonlyMap<string, { dtype: string; shape: readonly number[] }>;
+}
+
+async function open(path: string): Promise<Contents> {
   const isDirectory = await stat(path).then(
     (entry) => entry.isDirectory(),
     () => false,
   );
   if (!isDirectory) return openCheckpoint(path);
   const adapter = join(path, 'adapter_model.safetensors');
-  const hasAdapter = await stat(adapter).then(
+  if (await exists(adapter)) return openCheckpoint(adapter);
+  return (await exists(join(path, 'model.json'))) ? openModel(path) : openCheckpoint(path);
+}
+
+function exists(path: string): Promise<boolean> {
+  return stat(path).then(
     () => true,
     () => false,
   );
-  return openCheckpoint(hasAdapter ? adapter : path);
+}
+
+/** The weights of a model that TensorFlow.js has written, as a checkpoint. */
+async function openModel(path: string): Promise<Contents> {
+  const model = await loadModel(path);
+  const weights = new Map<string, (typeof model.weights)[number]>();
+  // Layers of models inside the model may have the same names.
+  for (const weight of model.weights)
+    weights.set(weights.has(weight.originalName) ? weight.name : weight.originalName, weight);
+  return {
+    entries: new Map([...weights].map(([name, { shape }]) => [name, { dtype: 'F32', shape: shape as number[] }])),
+    metadata: {},
+    read: async (name) => tf.clone((weights.get(name) as { read(): tf.Tensor }).read()),
+    close: async () => {
+      model.dispose();
+    },
+  };
 }
 
 function statistics(tensor: tf.Tensor): Record<'norm' | 'min' | 'max', number> {

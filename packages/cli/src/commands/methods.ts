@@ -37,17 +37,27 @@ export async function listMethods({ output, from }: Session, wanted: string | un
     output.heading(`${info.title} (${found.name})`);
     output.line(`${info.paper.title}${info.paper.arxiv ? `, arXiv ${info.paper.arxiv}` : ''}, ${info.paper.year}`);
     output.line();
-    const properties = (schema.properties ?? {}) as Record<
-      string,
-      { type?: string; enum?: unknown[]; default?: unknown }
-    >;
     output.table(
-      Object.entries(properties).map(([option, { type, enum: values, default: standard }]) => ({
+      Object.entries((schema.properties ?? {}) as Record<string, OptionSchema>).map(([option, accepted]) => ({
         option,
-        accepts: values ? values.map((value) => JSON.stringify(value)).join(' | ') : (type ?? ''),
-        default: standard === undefined ? '' : JSON.stringify(standard),
+        accepts: accepts(accepted),
+        default: accepted.default === undefined ? '' : JSON.stringify(accepted.default),
       })),
     );
   });
   return EXIT.done;
+}
+
+interface OptionSchema {
+  type?: string;
+  enum?: unknown[];
+  const?: unknown;
+  anyOf?: OptionSchema[];
+  default?: unknown;
+}
+
+function accepts({ type, enum: values, const: constant, anyOf }: OptionSchema): string {
+  if (anyOf) return anyOf.map(accepts).join(' | ');
+  if (constant !== undefined) return JSON.stringify(constant);
+  return values ? values.map((value) => JSON.stringify(value)).join(' | ') : (type ?? '');
 }
