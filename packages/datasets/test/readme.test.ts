@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import * as core from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import * as datasets from '../src/index.ts';
 
@@ -9,7 +10,7 @@ test('the example of the README prints what the README says', async () => {
   const code = /```js\n([\s\S]*?)```/.exec(readme)![1];
   const output = /```text\n([\s\S]*?)```/.exec(readme)![1];
   const printed: string[] = [];
-  const modules = { '@matforge/datasets': datasets, '@tensorflow/tfjs': tf };
+  const modules = { '@matforge/core': core, '@matforge/datasets': datasets, '@tensorflow/tfjs': tf };
   const body = code
     .replace(/import \* as (\w+) from '(.*)';/g, "const $1 = modules['$2'];")
     .replace(/import (\{.*\}) from '(.*)';/g, "const $1 = modules['$2'];");

@@ -1,6 +1,7 @@
 /// <reference types="jest" />
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { format } from 'node:util';
 import { transformSync } from '@swc/core';
 
 /**
@@ -17,7 +18,7 @@ export function testReadme(directory: string, load: NodeJS.Require): void {
     expect(expected.length).toBeGreaterThan(0);
     const printed: string[] = [];
     const log = jest.spyOn(console, 'log').mockImplementation((...values: unknown[]) => {
-      printed.push(values.map((value) => (typeof value === 'string' ? value : JSON.stringify(value))).join(' '));
+      printed.push(format(...values));
     });
     try {
       await run(source, load);

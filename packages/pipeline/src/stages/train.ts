@@ -14,7 +14,7 @@ import { lossOf, score, trainableCount, trainOn } from '../training.ts';
 const dataOption = z.string().min(1);
 const methodOptions = {
   /** Name of an installed method package, e.g. `pissa`. */
-  method: z.string().min(1),
+  method: z.string('must be the name of a method, e.g. pissa; its options go beside it, under options').min(1),
   /** The method's own options. */
   options: z.record(z.string(), z.unknown()).default({}),
 };
