@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import type { Kernel } from './backend.ts';
+import { type Kernel, type KernelCall, view } from './backend.ts';
 
 type Backend = tf.KernelBackend & {
   write(values: tf.backend_util.BackendValues, shape: number[], dtype: tf.DataType): object;
@@ -30,12 +30,59 @@ export function viaCpu(name: string): Kernel {
   };
 }
 
+/** Stock kernels that move elements of one byte as well; others take them for floats, and write four bytes for each. */
+const OF_BYTES = new Set([
+  ...['All', 'Any', 'Concat', 'ExpandDims', 'Fill', 'GatherNd', 'GatherV2', 'LogicalAnd', 'LogicalNot', 'LogicalOr'],
+  ...['LogicalXor', 'MirrorPad', 'OneHot', 'OnesLike', 'Pack', 'PadV2', 'Reshape', 'ScatterNd', 'SplitV', 'Transpose'],
+  ...['Unpack', 'ZerosLike'],
+]);
+
+/** Stock kernels that take the bits of integers for floats. */
+const OF_FLOATS = new Set([
+  ...['Acos', 'Acosh', 'Asin', 'Asinh', 'Atan', 'Atanh', 'ClipByValue', 'IsFinite', 'IsInf', 'IsNan', 'Log1p', 'Prelu'],
+  ...['Reciprocal', 'ResizeNearestNeighbor', 'StridedSlice'],
+]);
+
+/** What else stock kernels do wrong: most read or write outside of a tensor where an index lies there. */
+const BEYOND: Record<string, (call: KernelCall) => boolean> = {
+  Bincount: ({ inputs: { x } }) => x.shape.length !== 1,
+  // The stock kernel takes the number of batches for that of indices in each.
+  GatherV2: ({ attrs }) => Boolean(attrs.batchDims),
+  GatherNd: (call) => !areInside(call, 'indices', call.inputs.params.shape),
+  RotateWithOffset: ({ attrs }) => [attrs.fillValue].flat().some((value) => !Number.isInteger(value)),
+  ScatterNd: (call) => !areInside(call, 'indices', call.attrs.shape as number[]),
+  SparseToDense: (call) => !areInside(call, 'sparseIndices', call.attrs.outputShape as number[]),
+  TensorScatterUpdate: (call) => !areInside(call, 'indices', call.inputs.tensor.shape),
+};
+
+/** Whether the rows of `name` are places in a tensor of `shape`. */
+function areInside({ inputs, backend }: KernelCall, name: string, shape: number[]): boolean {
+  const indices = inputs[name];
+  const depth = indices.shape.length > 1 ? (indices.shape.at(-1) as number) : 1;
+  return (view(backend, indices) as Int32Array).every((index, i) => index >= 0 && index < shape[i % depth]);
+}
+
+/** Whether the stock kernel is made for such inputs. Empty ones leave its result as the memory was. */
+function isForStock(name: string, { inputs, attrs }: KernelCall): boolean {
+  if (attrs?.dtype === 'complex64') return false;
+  return Object.entries(inputs as Record<string, tf.TensorInfo | tf.TensorInfo[] | undefined>).every(([role, input]) =>
+    [input].flat().every((tensor) => {
+      if (!tensor) return true;
+      // Where there are no weights, an empty tensor stands for them.
+      if (tensor.shape.includes(0) && role !== 'weights') return false;
+      if (tensor.dtype === 'bool') return OF_BYTES.has(name) || role === 'condition';
+      if (tensor.dtype === 'int32') return !OF_FLOATS.has(name);
+      return tensor.dtype === 'float32' || (tensor.dtype === 'string' && name === 'Reshape');
+    }),
+  );
+}
+
 /** `first`, unless its inputs are of a kind that only the cpu backend knows or it refuses them. */
 export function orViaCpu(name: string, first: Kernel): Kernel {
   if (!tf.getKernel(name, 'cpu')) return first;
   const second = viaCpu(name);
   return (args) => {
-    if (hasComplex(args.inputs) || args.attrs?.dtype === 'complex64') return second(args);
+    if (!isForStock(name, args) || BEYOND[name]?.(args)) return second(args);
     try {
       return first(args);
     } catch (error) {
@@ -43,10 +90,6 @@ export function orViaCpu(name: string, first: Kernel): Kernel {
       return second(args);
     }
   };
-}
-
-function hasComplex(inputs: Infos): boolean {
-  return Object.values(inputs).some((tensor) => tensor?.dtype === 'complex64');
 }
 
 function mapInfos(inputs: Infos, lend: (tensor: tf.TensorInfo) => tf.TensorInfo): Infos {

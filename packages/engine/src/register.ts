@@ -36,6 +36,8 @@ const PORTABLE: Record<string, OwnKernel> = {
   ComplexAbs: data.complexAbs,
   UnsortedSegmentSum: data.unsortedSegmentSum,
   Einsum: einsum,
+  Cumsum: broadcast.fromFront('Cumsum'),
+  Cumprod: broadcast.fromFront('Cumprod'),
 };
 
 /** Kernels of ours in C: there where WebAssembly has SIMD. */
@@ -89,6 +91,8 @@ const NATIVE: Record<string, OwnKernel> = {
   Expm1: rows.unary('expm1'),
   Log1p: rows.unary('log1p'),
   LeakyRelu: broadcast.leakyRelu,
+  ClipByValue: broadcast.clip,
+  Prelu: broadcast.prelu,
   Pow: broadcast.pow,
   Maximum: broadcast.maximum,
   Minimum: broadcast.minimum,

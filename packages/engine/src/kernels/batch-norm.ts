@@ -95,14 +95,14 @@ function gradients({ inputs, attrs, backend }: KernelCall): tf.TensorInfo[] {
   const small = Array.from({ length: 4 }, () => backend.makeOutput(mean.shape, 'float32'));
   const work = engine.work(4 * n);
   const roots = inverseRoots(view(backend, variance), attrs.varianceEpsilon as number);
-  const a = floatsAt(backend, work, n);
-  scaleTo(a, roots, scale ? view(backend, scale) : null);
-  const [dMean, dVariance, dScale, dOffset] = small.map((tensor) => view(backend, tensor));
+  scaleTo(floatsAt(backend, work, n), roots, scale ? view(backend, scale) : null);
   const at = [x, dy, mean].map((tensor) => engine.at(tensor));
   const to = [dx, small[3], small[2]].map((tensor) => engine.at(tensor));
   if (inner === 1) engine.kernels.mf_batch_norm_back(outer, n, ...at, work, ...to);
   else engine.kernels.mf_batch_norm_back_planes(outer, n, inner, ...at, work, ...to);
-  // The kernel gave Σ dy and Σ dy·(x − mean).
+  // The kernel gave Σ dy and Σ dy·(x − mean). It takes memory for that, with which views from before would be stale.
+  const a = floatsAt(backend, work, n);
+  const [dMean, dVariance, dScale, dOffset] = small.map((tensor) => view(backend, tensor));
   for (let i = 0; i < n; i++) {
     dMean[i] = -a[i] * dOffset[i];
     dVariance[i] = -0.5 * a[i] * roots[i] ** 2 * dScale[i];

@@ -158,6 +158,13 @@ export const lessEqual: OwnKernel = binary({ float32: 'lessEqual', int32: 'intLe
 export const logicalAnd: OwnKernel = binary({ bool: 'and' }, 'bool');
 export const logicalOr: OwnKernel = binary({ bool: 'or' }, 'bool');
 
+/** tf.prelu: slopes of any shape that broadcasts. */
+export const prelu: OwnKernel = ({ inputs: { x, alpha }, backend }) => {
+  const engine = native(backend);
+  if (!engine || x.dtype !== 'float32' || alpha.dtype !== 'float32') return null;
+  return combine(backend, engine, 'prelu', x, alpha, 'float32');
+};
+
 /** A function of a tensor and a number. */
 function withNumber(backend: BackendWasm, op: Op, x: tf.TensorInfo, number: number, dtype: Plain): tf.TensorInfo {
   const engine = native(backend) as Native;
@@ -172,6 +179,15 @@ function withNumber(backend: BackendWasm, op: Op, x: tf.TensorInfo, number: numb
 export const leakyRelu: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
   if (!native(backend) || x.dtype !== 'float32') return null;
   return withNumber(backend, 'prelu', x, attrs.alpha as number, 'float32');
+};
+
+/** tf.clipByValue; what is not a number stays so. */
+export const clip: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
+  if (!native(backend) || x.dtype !== 'float32') return null;
+  const raised = withNumber(backend, 'maximum', x, attrs.clipValueMin as number, 'float32');
+  const out = withNumber(backend, 'minimum', raised, attrs.clipValueMax as number, 'float32');
+  backend.disposeData(raised.dataId);
+  return out;
 };
 
 /** `kernel`, and casts of numbers to bool: anything but zero is true. */
@@ -422,6 +438,15 @@ export const min: OwnKernel = reduction({ float32: 'min', int32: 'intMin' });
 export const all: OwnKernel = reduction({ bool: 'all' });
 /** tf.any. */
 export const any: OwnKernel = reduction({ bool: 'any' });
+
+/** Gives a kernel that counts its axis from the front what was counted from the end. */
+export function fromFront(name: string): OwnKernel {
+  return ({ inputs, attrs, backend }) => {
+    const axis = attrs.axis as number;
+    if (!(axis < 0)) return null;
+    return callKernel(backend, name, inputs, { ...attrs, axis: axis + inputs.x.shape.length });
+  };
+}
 
 /** tf.cumsum. */
 export const cumsum: OwnKernel = ({ inputs: { x }, attrs, backend }) => {

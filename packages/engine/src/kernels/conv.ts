@@ -68,6 +68,11 @@ function place(backend: BackendWasm, engine: Native, info: Info, needsWork: bool
   return [geometry, geometry + GEOMETRY_BYTES];
 }
 
+/** The geometry with the outputs that there were: rounding of their number is not passed on to gradients. */
+function withOutputs(info: Info, dy: tf.TensorInfo): Info {
+  return { ...info, outHeight: dy.shape[1], outWidth: dy.shape[2] };
+}
+
 const floats = (...tensors: tf.TensorInfo[]): boolean => tensors.every(({ dtype }) => dtype === 'float32');
 
 /** tf.conv2d and tf.fused.conv2d: patches times filter. */
@@ -91,7 +96,7 @@ export const conv2dBackpropInput: OwnKernel = ({ inputs: { dy, filter }, attrs, 
   const info = convInfo(attrs.inputShape as number[], filter.shape, attrs, false);
   if (!engine || !info || !floats(dy, filter)) return null;
   const out = backend.makeOutput(info.inShape, 'float32');
-  const [geometry, work] = place(backend, engine, info, true);
+  const [geometry, work] = place(backend, engine, withOutputs(info, dy), true);
   engine.kernels.mf_conv_back_input(geometry, engine.at(dy), engine.at(filter), engine.at(out), work);
   return out;
 };
@@ -102,7 +107,7 @@ export const conv2dBackpropFilter: OwnKernel = ({ inputs: { x, dy }, attrs, back
   const info = convInfo(x.shape, attrs.filterShape as number[], attrs, false);
   if (!engine || !info || !floats(x, dy)) return null;
   const out = backend.makeOutput(info.filterShape, 'float32');
-  const [geometry, work] = place(backend, engine, info, true);
+  const [geometry, work] = place(backend, engine, withOutputs(info, dy), true);
   engine.kernels.mf_conv_back_filter(geometry, engine.at(x), engine.at(dy), engine.at(out), work);
   return out;
 };
@@ -128,7 +133,7 @@ export const depthwiseBackpropInput: OwnKernel = ({ inputs: { dy, filter }, attr
   const info = convInfo(attrs.inputShape as number[], filter.shape, attrs, true);
   if (!engine || !info || !floats(dy, filter)) return null;
   const out = backend.makeOutput(info.inShape, 'float32');
-  const [geometry] = place(backend, engine, info, false);
+  const [geometry] = place(backend, engine, withOutputs(info, dy), false);
   engine.kernels.mf_depthwise_back_input(geometry, engine.at(dy), engine.at(filter), engine.at(out));
   return out;
 };
@@ -139,7 +144,7 @@ export const depthwiseBackpropFilter: OwnKernel = ({ inputs: { x, dy }, attrs, b
   const info = convInfo(x.shape, attrs.filterShape as number[], attrs, true);
   if (!engine || !info || !floats(x, dy)) return null;
   const out = backend.makeOutput(info.filterShape, 'float32');
-  const [geometry] = place(backend, engine, info, false);
+  const [geometry] = place(backend, engine, withOutputs(info, dy), false);
   engine.kernels.mf_depthwise_back_filter(geometry, engine.at(x), engine.at(dy), engine.at(out));
   return out;
 };
@@ -167,7 +172,7 @@ export const maxPoolGrad: OwnKernel = ({ inputs: { dy, input }, attrs, backend }
   if (!engine || !floats(dy, input)) return null;
   const info = poolInfo(input.shape, attrs);
   const out = backend.makeOutput(input.shape, 'float32');
-  const [geometry] = place(backend, engine, info, false);
+  const [geometry] = place(backend, engine, withOutputs(info, dy), false);
   engine.kernels.mf_max_pool_back(geometry, engine.at(input), engine.at(dy), engine.at(out));
   return out;
 };
@@ -178,7 +183,7 @@ export const avgPoolGrad: OwnKernel = ({ inputs: { dy, input }, attrs, backend }
   if (!engine || !floats(dy, input)) return null;
   const info = poolInfo(input.shape, attrs);
   const out = backend.makeOutput(input.shape, 'float32');
-  const [geometry] = place(backend, engine, info, false);
+  const [geometry] = place(backend, engine, withOutputs(info, dy), false);
   engine.kernels.mf_avg_pool_back(geometry, engine.at(dy), engine.at(out));
   return out;
 };

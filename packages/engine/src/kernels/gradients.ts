@@ -56,7 +56,7 @@ function ofTwo(kernelName: string, toA: Slope, toB: Slope): void {
   });
 }
 
-/** Registers the gradients of tf.sum, tf.mean, tf.tile (tf.broadcastTo), extremes of two, and squared differences. */
+/** Registers the gradients of tf.sum, tf.mean, tf.tile (tf.broadcastTo), tf.cumsum, tf.matMul, extremes of two, and squared differences. */
 export function registerGradients(): void {
   ofTwo('Maximum', tf.greaterEqual, tf.less);
   ofTwo('Minimum', tf.lessEqual, tf.greater);
@@ -67,6 +67,28 @@ export function registerGradients(): void {
     const axes = tf.util.parseAxisParam(attrs.axis as number | number[], x.shape);
     const count = axes.reduce((product, axis) => product * x.shape[axis], 1);
     return spread(tf.div(dy, count), x, attrs);
+  });
+  // The stock one brings the axis to the end once more, the kernel has done so already.
+  tf.registerGradient({
+    ...stockGradient('Cumsum'),
+    gradFunc: (dy, _, attrs) => {
+      const { axis, exclusive, reverse } = attrs as unknown as { axis: number; exclusive: boolean; reverse: boolean };
+      return { x: () => tf.cumsum(dy as tf.Tensor, axis, exclusive, !reverse) };
+    },
+  });
+  // And the stock one of products knows no operand that serves several batches.
+  const product = stockGradient('BatchMatMul');
+  tf.registerGradient({
+    ...product,
+    gradFunc: (dy, saved, attrs) => {
+      const operands = saved as tf.Tensor[];
+      const to = product.gradFunc(dy, saved, attrs) as Record<'a' | 'b', () => tf.Tensor>;
+      const summed = (slope: () => tf.Tensor, operand: tf.Tensor) => () => {
+        const whole = slope();
+        return tf.util.arraysEqual(whole.shape, operand.shape) ? whole : reduceTo(whole, operand);
+      };
+      return { a: summed(to.a, operands[0]), b: summed(to.b, operands[1]) };
+    },
   });
   onWasm('Tile', (dy, x, attrs) => {
     const reps = attrs.reps as number[];

@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import type { OwnKernel } from '../backend.ts';
+import { call, type OwnKernel } from '../backend.ts';
 import { type Native, native } from '../native.ts';
 import { stridesOf } from './broadcast.ts';
 
@@ -129,6 +129,20 @@ export const batchMatMul: OwnKernel = ({ inputs: { a, b }, attrs, backend }) => 
   return multiply(backend, engine, a, b, Boolean(attrs.transposeA), Boolean(attrs.transposeB));
 };
 
+/** Product, bias and PReLU one after the other: slopes that are not one for each column. */
+function apart(
+  backend: BackendWasm,
+  engine: Native,
+  { a, b, bias, preluActivationWeights: alpha }: Record<string, tf.TensorInfo>,
+  attrs: Record<string, unknown>,
+): tf.TensorInfo {
+  const product = multiply(backend, engine, a, b, Boolean(attrs.transposeA), Boolean(attrs.transposeB));
+  const x = bias ? call(backend, 'Add', { a: product, b: bias }) : product;
+  const out = call(backend, 'Prelu', { x, alpha });
+  for (const { dataId } of new Set([product, x])) backend.disposeData(dataId);
+  return out;
+}
+
 /** tf.fused.matMul. */
 export const fusedMatMul: OwnKernel = ({ inputs, attrs, backend }) => {
   const engine = native(backend);
@@ -136,7 +150,9 @@ export const fusedMatMul: OwnKernel = ({ inputs, attrs, backend }) => {
   if (!engine || a.dtype !== 'float32' || b.dtype !== 'float32') return null;
   const channels = attrs.transposeB ? b.shape.at(-2)! : b.shape.at(-1)!;
   const after = epilogue(engine, channels, inputs, attrs);
-  if (!after) return null;
+  if (!after) {
+    return attrs.activation === 'prelu' && inputs.preluActivationWeights ? apart(backend, engine, inputs, attrs) : null;
+  }
   const out = multiply(backend, engine, a, b, Boolean(attrs.transposeA), Boolean(attrs.transposeB));
   const rows = tf.util.sizeFromShape(out.shape.slice(0, -1));
   finish(engine, rows, channels, engine.at(out), after);

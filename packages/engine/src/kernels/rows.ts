@@ -111,23 +111,25 @@ export const sum: OwnKernel = reduce(false);
 /** tf.mean. */
 export const mean: OwnKernel = reduce(true);
 
-/** tf.gather without batch dimensions. */
+/** tf.gather. With batch dimensions, each batch has indices of its own. */
 export const gather: OwnKernel = ({ inputs: { x, indices }, attrs, backend }) => {
   const engine = native(backend);
-  if (!engine || !isWord(x) || indices.dtype !== 'int32' || attrs.batchDims) return null;
+  if (!engine || !isWord(x) || indices.dtype !== 'int32') return null;
   const axis = tf.util.parseAxisParam(attrs.axis as number, x.shape)[0];
-  const outer = x.shape.slice(0, axis);
-  const row = x.shape.slice(axis + 1);
-  const out = backend.makeOutput([...outer, ...indices.shape, ...row], x.dtype);
-  const bad = engine.kernels.mf_gather(
-    size(outer),
-    x.shape[axis],
-    size(indices.shape),
-    4 * size(row),
-    engine.at(x),
-    engine.at(indices),
-    engine.at(out),
-  );
+  const shared = (attrs.batchDims as number | undefined) ?? 0;
+  const [batch, outer, row] = [x.shape.slice(0, shared), x.shape.slice(shared, axis), x.shape.slice(axis + 1)];
+  const own = indices.shape.slice(shared);
+  const out = backend.makeOutput([...batch, ...outer, ...own, ...row], x.dtype);
+  const [count, rows, bytes] = [size(own), size(outer), 4 * size(row)];
+  const [from, chosen, to] = [x, indices, out].map((tensor) => engine.at(tensor));
+  let bad = -1;
+  for (let b = 0; b < size(batch) && bad < 0; b++) {
+    const place = engine.kernels.mf_gather(
+      ...[rows, x.shape[axis], count, bytes],
+      ...[from + b * rows * x.shape[axis] * bytes, chosen + 4 * b * count, to + b * rows * count * bytes],
+    );
+    if (place >= 0) bad = b * count + place;
+  }
   if (bad < 0) return out;
   backend.disposeData(out.dataId);
   const index = (backend.readSync(indices.dataId) as Int32Array)[bad];
@@ -210,7 +212,8 @@ function cut(backend: BackendWasm, x: tf.TensorInfo, axis: number, begin: number
 export const slice: OwnKernel = (args) => {
   const { inputs, attrs, backend } = args;
   const { x } = inputs;
-  if (!native(backend) || !isWord(x)) return null;
+  if (!native(backend)) return null;
+  if (!isWord(x)) return broadcast.slice(args);
   const [begin, lengths] = tf.slice_util.parseSliceParams(
     x as tf.Tensor,
     attrs.begin as number[],
