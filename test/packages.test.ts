@@ -134,8 +134,18 @@ whenBuilt(
   120_000,
 );
 
+const REGISTERED: Record<string, string[]> = {
+  '@matforge/monarch': ['MonarchDense'],
+  '@matforge/btt': ['BTTDense'],
+  '@matforge/blast': ['BlastDense'],
+  '@matforge/galore': ['GaLoreAdam'],
+  '@matforge/dct-projection': ['DctAdamW'],
+  '@matforge/qfx': ['QfxDense', 'QfxModel'],
+  '@matforge/models': ['MatforgeAttention'],
+};
+
 whenBuilt(
-  `a bundler leaves out what a page does not use${unbuilt}`,
+  `a bundler leaves out what a page does not use, and nothing that registers itself${unbuilt}`,
   async () => {
     const options: BuildOptions = {
       bundle: true,
@@ -149,6 +159,15 @@ whenBuilt(
       const stdin = { contents, resolveDir: directoryOf(name) };
       return (await build({ ...options, stdin, write: false })).outputFiles[0].contents.length;
     };
+    const text = async (name: string) => {
+      const stdin = { contents: "import './dist/index.js'", resolveDir: directoryOf(name) };
+      return (await build({ ...options, stdin, write: false })).outputFiles[0].text;
+    };
+    // What tfjs finds by its name when it loads a model must be there when the package is imported for that alone.
+    for (const [name, classes] of Object.entries(REGISTERED)) {
+      const found = await text(name);
+      expect([name, classes.filter((each) => !found.includes(`"${each}"`))]).toEqual([name, []]);
+    }
     expect(await bytes('@matforge/core', "import './dist/index.js'")).toBeLessThan(100);
     expect(await bytes('@matforge/core', "export { random } from './dist/index.js'")).toBeLessThan(3_000);
     expect(await bytes('@matforge/core', "export { einsum } from './dist/index.js'")).toBeLessThan(10_000);
