@@ -3,6 +3,7 @@ import type { Dataset } from './dataset.ts';
 import { chunks, type FileSource } from './files.ts';
 import { type RecordOptions, type Row, recordDataset, toNumber } from './records.ts';
 
+/** Options of {@link csv}. */
 export interface CsvOptions extends RecordOptions {
   /** Column of the target: its name, or its position from 0 when there is no header. */
   label: string | number;

@@ -22,6 +22,7 @@ export interface Batch {
   ys: tf.Tensor;
 }
 
+/** How {@link Dataset.batches} cuts and orders the rows. */
 export interface BatchOptions {
   /** Shuffles the rows; the same seed and epoch give the same batches. Without it rows come in the dataset's order. */
   seed?: number;
@@ -55,6 +56,7 @@ export interface Dataset {
   toTensors(): Promise<Batch>;
 }
 
+/** The numbers of some rows, one behind the other. */
 export type RowValues = { xs: Float32Array | Int32Array; ys: Float32Array | Int32Array };
 
 /** Rows by number, from memory or from a file. */
@@ -66,6 +68,7 @@ export interface RowSource {
   open(): Promise<{ read(rows: Int32Array): RowValues | Promise<RowValues>; close(): Promise<void> }>;
 }
 
+/** Makes a dataset of a source of rows, in the order given. Default: the order of the source. */
 export function createDataset(source: RowSource, order?: Int32Array): Dataset {
   const { name, features } = source;
   const size = order?.length ?? source.size;
@@ -165,6 +168,7 @@ function ensureFinite(values: Float32Array | Int32Array, field: string, rowOf: (
   }
 }
 
+/** Options of {@link arrays}. */
 export interface ArraysOptions {
   name?: string;
   /** Values of all rows one after another. Uint8Array is multiplied by `scale` and given out as float32. */

@@ -8,6 +8,7 @@ export interface IdxArray {
   data: Uint8Array | Int32Array | Float32Array;
 }
 
+/** Options of {@link idx}. */
 export interface IdxOptions {
   /** IDX file of rank 2 or more, first axis the rows; plain or gzip. */
   images: FileSource;

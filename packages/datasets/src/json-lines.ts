@@ -6,6 +6,7 @@ import { type RecordOptions, type Row, recordDataset, toNumber } from './records
 
 type JsonRecord = Record<string, unknown>;
 
+/** Options of {@link jsonLines}. */
 export interface JsonLinesOptions extends RecordOptions {
   /** Field with the inputs, a number or (nested) list of numbers, or a function that makes them from the record. */
   xs: string | ((record: JsonRecord) => unknown);

@@ -2,6 +2,7 @@ import { ensure, openSource, writeFileAtomic } from '@matforge/core';
 import { createDataset, type Dataset, runs } from './dataset.ts';
 import { type FileSource, Growing, lines, reopen } from './files.ts';
 
+/** Options of {@link text}. */
 export interface TextOptions {
   /** Token ids of a text. */
   tokenize(text: string): ArrayLike<number> | Promise<ArrayLike<number>>;

@@ -264,6 +264,7 @@ export interface LinearMethod<S extends ConfigSchema = ConfigSchema, K extends s
 /** Any linear method, whatever its options and tensors. */
 // biome-ignore lint/suspicious/noExplicitAny: the host handles methods of every configuration alike.
 export type AnyLinearMethod = LinearMethod<any, any>;
+/** A configured method of any options: what `attach` takes. */
 // biome-ignore lint/suspicious/noExplicitAny: see AnyLinearMethod.
 export type AnyConfiguredMethod = ConfiguredLinearMethod<any, any>;
 

@@ -1,5 +1,6 @@
 import { ensure, MatforgeError, refuse } from '../errors.ts';
 
+/** What may happen to what stands at the target. */
 export interface WriteOptions {
   /** Replace what stands at the target. Default false: an existing target is refused and left as it is. */
   overwrite?: boolean;

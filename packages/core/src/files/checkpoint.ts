@@ -111,6 +111,7 @@ function parseIndex(index: unknown, path: string): Map<string, string> {
   return weightMap;
 }
 
+/** Options of {@link writeCheckpoint}. */
 export interface CheckpointOptions extends SafetensorsOptions, WriteOptions {
   /** Largest number of data bytes in one file; a larger tensor gets a file of its own. Default 5 GB. */
   maxShardBytes?: number;

@@ -30,6 +30,7 @@ export interface TensorBytes {
 /** Anything that a safetensors file can be written from. */
 export type WritableTensor = tf.Tensor | RawTensor | TensorBytes;
 
+/** How tensors are stored in a safetensors file. */
 export interface SafetensorsOptions {
   /** Texts kept in the header under `__metadata__`. */
   metadata?: Record<string, string>;

@@ -8,11 +8,13 @@ import { type Matrix, toMatrix, toTensor } from './matrix.ts';
 /** kernel ≈ u · diag(s) · vᵀ as float32 tensors: u [m, k], s [k] falling, v [n, k]. The caller disposes them. */
 export type ThinSvd = { u: tf.Tensor2D; s: tf.Tensor1D; v: tf.Tensor2D };
 
+/** Options of {@link thinSvd}. */
 export interface ThinSvdOptions {
   /** Bidiagonal SVD with exact small singular values instead of the faster one through the Gram matrix. Default false. */
   accurate?: boolean;
 }
 
+/** Options of {@link randomizedSvd}. */
 export interface RandomizedSvdOptions {
   /** Extra columns of the sketch beside `rank`. Default 10. */
   oversampling?: number;

@@ -24,6 +24,7 @@ export type FlatTree = Map<string, tf.Tensor | StateArray | number | string | bo
 
 type Branch = Record<string, unknown>;
 
+/** Whether a value is a tensor. */
 export function isTensor(value: unknown): value is tf.Tensor {
   return value instanceof tf.Tensor;
 }

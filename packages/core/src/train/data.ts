@@ -31,6 +31,7 @@ export type TrainingData<B = TrainingBatch> =
   | AsyncIterable<B>
   | ((info: EpochInfo) => Iterable<B> | AsyncIterable<B>);
 
+/** How whole tensors are cut into batches. */
 export interface BatchOptions {
   /** Samples in a batch, for whole tensors. Default 32. */
   batchSize?: number;

@@ -52,6 +52,7 @@ export interface TrainingProgress {
 /** tfjs's callbacks: an object of functions, or an instance of `tf.Callback`. */
 export type TrainingCallback = tf.CustomCallbackArgs | tf.Callback;
 
+/** Options of {@link train}. */
 export interface TrainingOptions<B = TrainingBatch> extends BatchOptions {
   /** Default: the optimizer that the model was compiled with. A transformation's state ends with the run. */
   optimizer?: tf.Optimizer | GradientTransformation;
@@ -89,6 +90,7 @@ export interface TrainingOptions<B = TrainingBatch> extends BatchOptions {
   callbacks?: TrainingCallback | TrainingCallback[];
 }
 
+/** What {@link train} returns. */
 export interface TrainingResult {
   /** Updates made, those of earlier runs of a resumed training included. */
   step: number;

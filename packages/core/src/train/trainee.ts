@@ -21,8 +21,11 @@ export interface FunctionModel<B = TrainingBatch> {
   loss(batch: B, context: LossContext): tf.Scalar | { loss: tf.Scalar; metrics?: Record<string, tf.Scalar> };
 }
 
+/** A loss as `model.compile` takes it: by name or as a function, one or one for each output. */
 export type LossOption = string | string[] | Record<string, string> | LossFunction | LossFunction[];
+/** The loss of each sample, or their mean. */
 export type LossFunction = (yTrue: tf.Tensor, yPred: tf.Tensor) => tf.Tensor;
+/** A metric as `model.compile` takes it: by name or as a function. */
 export type MetricOption = string | LossFunction;
 
 /** Everything the loop wants from a model. */

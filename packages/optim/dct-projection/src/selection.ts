@@ -2,6 +2,7 @@ import { ensure, MatforgeError, refuse } from '@matforge/core';
 import * as tf from '@tensorflow/tfjs';
 import { checkBasis, type DctBasis, dctMatrix, fastDct, type Side } from './transform.ts';
 
+/** Options of {@link selectColumns}. */
 export interface SelectionOptions {
   /** Default dct3. */
   basis?: DctBasis;

@@ -14,6 +14,7 @@ export interface Basis {
   Q?: tf.Tensor2D;
 }
 
+/** How the projector is decomposed. */
 export interface SvdOptions {
   /** `exact` in float64 on the CPU, or `randomized` with the products on the device. Default exact. */
   svd?: 'exact' | 'randomized';

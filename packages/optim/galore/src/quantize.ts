@@ -45,6 +45,7 @@ export function quantize(values: ArrayLike<number>, signed: boolean): Quantized 
   return { codes, scales };
 }
 
+/** The numbers that the codes stand for. */
 export function dequantize({ codes, scales }: Quantized, signed: boolean): Float32Array {
   const code = signed ? SIGNED : UNSIGNED;
   return Float32Array.from(codes, (index, i) => code[index] * scales[Math.floor(i / BLOCK)]);
