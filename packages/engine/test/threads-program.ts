@@ -108,7 +108,9 @@ const PROGRAMS: Record<string, () => Promise<object>> = {
     return { ...about(), same: first.every((value, i) => value === last[i]) };
   },
   broken: async () => {
-    const threads = process.getBuiltinModule('node:worker_threads') as { Worker: new (...given: unknown[]) => object };
+    const threads = process.getBuiltinModule('node:worker_threads') as {
+      Worker: new (program: string, options: object) => object;
+    };
     const { Worker } = threads;
     threads.Worker = class extends Worker {
       constructor(program: string, options: object) {
