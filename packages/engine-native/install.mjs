@@ -15,13 +15,10 @@ const target = option?.split('=')[1] ?? own;
 const prebuilt = join(here, 'prebuilds', target, 'matforge_engine.node');
 const compiled = join(here, 'build', 'Release', 'matforge_engine.node');
 
+/** In a process of its own, which a damaged file may end. */
 function loads(path) {
-  try {
-    process.dlopen({ exports: {} }, path);
-    return true;
-  } catch {
-    return false;
-  }
+  const load = `process.dlopen({ exports: {} }, ${JSON.stringify(path)})`;
+  return spawnSync(process.execPath, ['-e', load], { stdio: 'ignore' }).status === 0;
 }
 
 /** node-gyp as the running package manager names it, or the one that npm brings along. */
@@ -50,11 +47,8 @@ function compile() {
     timeout: 300_000,
   });
   if (run.status === 0 && existsSync(compiled)) return undefined;
-  return (run.stderr || run.stdout || String(run.error ?? 'it ended without a result'))
-    .trim()
-    .split('\n')
-    .slice(-5)
-    .join('\n');
+  const nothing = 'node-gyp ended without a word: it needs a C compiler, make and Python';
+  return (run.stderr || run.stdout || String(run.error ?? nothing)).trim().split('\n').slice(-5).join('\n');
 }
 
 if (option) {

@@ -1,4 +1,4 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 
@@ -40,6 +40,7 @@ function addon(): Addon | null {
   problem = present.length === 0 ? `there is no binary for ${process.platform}-${process.arch}` : undefined;
   for (const place of present) {
     try {
+      if (isCutOff(place)) throw new Error(`${place} is cut off; install the package again`);
       const holder = { exports: {} };
       process.dlopen(holder, place);
       const candidate = holder.exports as Addon;
@@ -56,6 +57,21 @@ function addon(): Addon | null {
     }
   }
   return loaded;
+}
+
+/** Whether the end of an ELF file is missing. Loading one ends the process: it is mapped beyond what there is. */
+function isCutOff(path: string): boolean {
+  const file = openSync(path, 'r');
+  try {
+    const header = Buffer.alloc(64);
+    const isElf64 = readSync(file, header) === 64 && header.readUInt32BE(0) === 0x7f454c46 && header[4] === 2;
+    if (!isElf64) return false;
+    // The table of sections comes last.
+    const [at, size, count] = [header.readBigUInt64LE(40), header.readUInt16LE(58), header.readUInt16LE(60)];
+    return fstatSync(file).size < Number(at) + size * count;
+  } finally {
+    closeSync(file);
+  }
 }
 
 /** MATFORGE_THREADS, or a thread for each processor that this process may use, at most 16. */

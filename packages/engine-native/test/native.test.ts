@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { transformSync } from '@swc/core';
 import * as tf from '@tensorflow/tfjs';
 import fc from 'fast-check';
@@ -354,8 +354,26 @@ describe('without a working binary', () => {
     expect(problem).toMatch(/matforge_engine\.node/);
   });
 
-  it('installing succeeds without a compiler', () => {
+  withAddon(`says so of one that is cut off, which would end the process${why}`, () => {
+    const place = bare('cut');
+    const own = join('prebuilds', `${process.platform}-${process.arch}`, 'matforge_engine.node');
+    mkdirSync(dirname(join(place, own)), { recursive: true });
+    const whole = readFileSync(join(folder, own));
+    for (const length of [1000, whole.length >> 1, whole.length - 1]) {
+      writeFileSync(join(place, own), whole.subarray(0, length));
+      const [isNull, problem, threads] = ask(place);
+      expect([length, isNull, threads]).toEqual([length, true, 1]);
+      // Other systems look themselves before they map a file.
+      expect(problem).toMatch(process.platform === 'linux' ? /is cut off; install the package again/ : /./);
+    }
+  });
+
+  it('installing succeeds without a compiler, over a damaged binary too', () => {
     const place = bare('no-compiler');
+    const own = join(place, 'prebuilds', `${process.platform}-${process.arch}`);
+    mkdirSync(own, { recursive: true });
+    const whole = readFileSync(join(folder, 'prebuilds/linux-x64/matforge_engine.node'));
+    writeFileSync(join(own, 'matforge_engine.node'), whole.subarray(0, 1000));
     const run = spawnSync(process.execPath, [join(place, 'install.mjs')], {
       encoding: 'utf8',
       env: { PATH: '/nowhere', HOME: scratch },
