@@ -95,8 +95,10 @@ export function guard(backend: BackendWasm): void {
   const malloc = module._malloc;
   let wanted = '';
   module._malloc = (bytes) => {
-    const at = bytes < LARGEST_HEAP ? malloc(bytes) : 0;
-    if (at !== 0 || bytes === 0) return at;
+    const at = bytes < LARGEST_HEAP ? malloc(bytes) >>> 0 : 0;
+    // Close to 4 GiB the allocator also gives out what ends beyond the heap.
+    if ((at !== 0 && at + bytes <= module.HEAPU8.byteLength) || bytes === 0) return at;
+    if (at !== 0) module._free(at);
     const what = wanted || 'a work area';
     throw new Error(
       `engine: out of memory: ${what} needs ${bytes} bytes and the wasm heap of ${module.HEAPU8.byteLength} bytes ` +

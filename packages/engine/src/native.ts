@@ -51,7 +51,8 @@ export class Native {
 
   set threads(count: number) {
     this.addon?.nativeThreads(count);
-    if (this.isShared) this.pool?.resize(threadCount(count));
+    const size = threadCount(count);
+    if (this.isShared && size !== this.pool?.size) this.pool?.resize(size);
   }
 
   /** The address of a work area of at least so many bytes; the same one for every call, so it serves one kernel at a time. */

@@ -169,6 +169,23 @@ describe('the memory of the backend', () => {
     // What fits is still given.
     expect(backend.wasm._malloc(76)).toBeGreaterThan(0);
   });
+
+  it('takes no memory that ends beyond the heap', () => {
+    const backend = new Full();
+    // Just below 4 GiB, as a signed number, as the allocator gives it.
+    const given = [2 ** 32 - 200, 2 ** 32 - 200].map((at) => at | 0);
+    const freed: number[] = [];
+    Object.assign(backend.wasm, {
+      HEAPU8: { byteLength: 2 ** 32 - 100, buffer: new ArrayBuffer(0) },
+      _malloc: (bytes: number) => (bytes === 8 ? 16 : given.pop()),
+      _free: (at: number) => freed.push(at >>> 0),
+    });
+    guard(backend as unknown as BackendWasm);
+    freed.length = 0;
+    expect(backend.wasm._malloc(100)).toBe(2 ** 32 - 200);
+    expect(() => backend.wasm._malloc(101)).toThrow(/out of memory: a work area needs 101 bytes/);
+    expect(freed).toEqual([2 ** 32 - 200]);
+  });
 });
 
 describe('backends switched while tensors live', () => {
