@@ -59,7 +59,11 @@ const BEYOND: Record<string, (call: KernelCall) => boolean> = {
 function areInside({ inputs, backend }: KernelCall, name: string, shape: number[]): boolean {
   const indices = inputs[name];
   const depth = indices.shape.length > 1 ? (indices.shape.at(-1) as number) : 1;
-  return (view(backend, indices) as Int32Array).every((index, i) => index >= 0 && index < shape[i % depth]);
+  const places = view(backend, indices);
+  for (let i = 0, axis = 0; i < places.length; i++, axis = axis + 1 < depth ? axis + 1 : 0) {
+    if (!(places[i] >= 0 && places[i] < shape[axis])) return false;
+  }
+  return true;
 }
 
 /** Whether the stock kernel is made for such inputs. Empty ones leave its result as the memory was. */

@@ -199,7 +199,7 @@ export const transpose: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
 /** Copies the part [begin, begin + length) of one axis. */
 function cut(backend: BackendWasm, x: tf.TensorInfo, axis: number, begin: number, length: number): tf.TensorInfo {
   const engine = native(backend)!;
-  const inner = 4 * size(x.shape.slice(axis + 1));
+  const inner = (x.dtype === 'bool' ? 1 : 4) * size(x.shape.slice(axis + 1));
   const shape = x.shape.map((whole, i) => (i === axis ? length : whole));
   const out = backend.makeOutput(shape, x.dtype);
   const [bytes, step] = [length * inner, x.shape[axis] * inner];
@@ -212,8 +212,7 @@ function cut(backend: BackendWasm, x: tf.TensorInfo, axis: number, begin: number
 export const slice: OwnKernel = (args) => {
   const { inputs, attrs, backend } = args;
   const { x } = inputs;
-  if (!native(backend)) return null;
-  if (!isWord(x)) return broadcast.slice(args);
+  if (!native(backend) || !(isWord(x) || x.dtype === 'bool')) return null;
   const [begin, lengths] = tf.slice_util.parseSliceParams(
     x as tf.Tensor,
     attrs.begin as number[],
