@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { type BuildOptions, build } from 'esbuild';
 
 interface Manifest {
@@ -34,6 +34,10 @@ const isBuilt = published.every(({ directory }) => existsSync(join(directory, 'd
 const whenBuilt = isBuilt ? test : test.skip;
 const unbuilt = isBuilt ? '' : ' (skipped: run pnpm build first)';
 
+/** What registers a class with tfjs while its module is loaded. */
+const REGISTERS =
+  /^(?:(?:export )?const [\w{},: ]+ = )?(?:tf\.serialization\.registerClass|defineOptimizerClass|structuredFamily)\(/m;
+
 test.each(published.map((each) => [each.name, each] as const))(
   '%s is laid out like the others',
   (_, { manifest, directory }) => {
@@ -44,6 +48,13 @@ test.each(published.map((each) => [each.name, each] as const))(
     });
     // Modules that register layers with tfjs when they are loaded are listed; all others can be left out by a bundler.
     expect(manifest.sideEffects === false || Array.isArray(manifest.sideEffects)).toBe(true);
+    const listed = Array.isArray(manifest.sideEffects) ? manifest.sideEffects : [];
+    const registering = sources(join(directory, 'src')).filter((path) => REGISTERS.test(readFileSync(path, 'utf8')));
+    for (const path of registering) expect(listed).toContain(`./src/${relative(join(directory, 'src'), path)}`);
+    if (registering.length > 0) expect(listed).toContain('./src/index.ts');
+    for (const path of listed.filter((each) => each.startsWith('./src/'))) {
+      expect(listed).toContain(path.replace('./src/', './dist/').replace(/\.ts$/, '.js'));
+    }
     expect(manifest.exports['./package.json']).toBe('./package.json');
     expect(Object.keys(manifest.exports)[0]).toBe('.');
     expect(existsSync(join(directory, 'README.md'))).toBe(true);
