@@ -159,9 +159,9 @@ EXPORT void mf_power(int n, double exponent, const float *restrict x, float *res
     for (int k = whole; k; k >>= 1, square *= square)
       if (k & 1) power *= square;
     if (half) {
-      // Like pow, and unlike the square root, of -0 and -infinity.
+      // Like pow, and unlike the square root, of -0 and -infinity, whose powers are positive.
       double base = (double)x[i] + 0.0;
-      power *= base == -__builtin_inf() ? __builtin_inf() : __builtin_sqrt(base);
+      power = __builtin_fabs(power) * (base == -__builtin_inf() ? __builtin_inf() : __builtin_sqrt(base));
     }
     y[i] = (float)(inverse ? 1 / power : power);
   }

@@ -171,50 +171,117 @@ EXPORT void mf_conv_back_input(const Geometry *g, const float *dy, const float *
   }
 }
 
+// --------------------------------------------------------------------------------------------------------- windows
+
+// The taps [from, to) along one axis of a window that begins at pixel `start` which lie in the image.
+typedef struct {
+  int from, to;
+} Taps;
+INLINE Taps taps(int start, int step, int count, int length) {
+  Taps t = {start < 0 ? (step - 1 - start) / step : 0, start < length ? (length - 1 - start) / step + 1 : 0};
+  if (t.to > count) t.to = count;
+  if (t.to < t.from) t.to = t.from;
+  return t;
+}
+
+// Runs BODY for every output pixel `out`: the taps `rows` and `columns` of its window lie in the image.
+#define FOR_PIXELS(g, BODY)                                                \
+  for (int b = 0; b < g->batch; b++)                                       \
+    for (int oh = 0; oh < g->out_h; oh++) {                                \
+      int h0 = oh * g->stride_h - g->top;                                  \
+      Taps rows = taps(h0, g->dilation_h, g->kernel_h, g->in_h);           \
+      for (int ow = 0; ow < g->out_w; ow++) {                              \
+        int w0 = ow * g->stride_w - g->left;                               \
+        Taps columns = taps(w0, g->dilation_w, g->kernel_w, g->in_w);      \
+        size_t out = ((size_t)b * g->out_h + oh) * g->out_w + ow;          \
+        BODY                                                               \
+      }                                                                    \
+    }
+
+// Runs BODY for those taps (kh, kw); `in` is the pixel under one.
+#define FOR_WINDOW(g, BODY)                                                        \
+  for (int kh = rows.from; kh < rows.to; kh++) {                                   \
+    int line = (b * g->in_h + h0 + kh * g->dilation_h) * g->in_w + w0;             \
+    for (int kw = columns.from; kw < columns.to; kw++) {                           \
+      int in = line + kw * g->dilation_w;                                          \
+      BODY                                                                         \
+    }                                                                              \
+  }
+
+// Channels [0, c) of a pixel: START, STEP for each tap of its window, END, sixteen channels at a time as long as there are so
+// many, then four. `i` is the first of them, `q` which four. The last channels are left to what follows.
+#define EACH4(X) X(0) X(1) X(2) X(3)
+#define CHANNELS(g, START, STEP, END) \
+  int i = 0;                          \
+  for (; i + 16 <= c; i += 16) {      \
+    EACH4(START)                      \
+    FOR_WINDOW(g, EACH4(STEP))        \
+    EACH4(END)                        \
+  }                                   \
+  for (; i + 4 <= c; i += 4) {        \
+    START(0)                          \
+    FOR_WINDOW(g, STEP(0))            \
+    END(0)                            \
+  }
+
 // ------------------------------------------------------------------------------------------------------- depthwise
 
-// Calls BODY for every tap (kh, kw) of every output pixel that falls into the image.
-#define FOR_TAPS(g, BODY)                                                              \
-  for (int b = 0; b < g->batch; b++)                                                   \
-    for (int oh = 0; oh < g->out_h; oh++)                                              \
-      for (int ow = 0; ow < g->out_w; ow++) {                                          \
-        size_t out = ((size_t)b * g->out_h + oh) * g->out_w + ow;                      \
-        for (int kh = 0; kh < g->kernel_h; kh++) {                                     \
-          int h = oh * g->stride_h - g->top + kh * g->dilation_h;                      \
-          if (h < 0 || h >= g->in_h) continue;                                         \
-          for (int kw = 0; kw < g->kernel_w; kw++) {                                   \
-            int v = ow * g->stride_w - g->left + kw * g->dilation_w;                   \
-            if (v < 0 || v >= g->in_w) continue;                                       \
-            size_t in = ((size_t)b * g->in_h + h) * g->in_w + v;                       \
-            int tap = kh * g->kernel_w + kw;                                           \
-            BODY                                                                       \
-          }                                                                            \
-        }                                                                              \
-      }
+#define FOR_TAPS(g, BODY)          \
+  FOR_PIXELS(g, {                  \
+    FOR_WINDOW(g, {                \
+      int tap = kh * g->kernel_w + kw; \
+      BODY                         \
+    })                             \
+  })
+
+// One filter for each channel: y[p] = Σ x[p + tap]·w[tap]. `flipped` takes the taps of w from the last to the first.
+static void one_each(const Geometry *g, const float *x, const float *w, int flipped, float *y) {
+  int c = g->channels, step = flipped ? -c : c;
+  if (flipped) w += (size_t)(g->kernel_h * g->kernel_w - 1) * c;
+#define START(q) f4 sum##q = splat(0);
+#define STEP(q) sum##q = madd(load(x + (size_t)in * c + i + 4 * q), load(w + (kh * g->kernel_w + kw) * step + i + 4 * q), sum##q);
+#define END(q) store(y + out * c + i + 4 * q, sum##q);
+  FOR_PIXELS(g, {
+    CHANNELS(g, START, STEP, END)
+    for (; i < c; i++) {
+      float sum = 0;
+      FOR_WINDOW(g, sum += x[(size_t)in * c + i] * w[(kh * g->kernel_w + kw) * step + i];)
+      y[out * c + i] = sum;
+    }
+  })
+#undef START
+#undef STEP
+#undef END
+}
 
 // Here `filters` is the number of output channels: channels times the multiplier.
 SHARE("GI-O")
 EXPORT void mf_depthwise(const Geometry *g, const float *x, const float *w, float *y) {
   int c = g->channels, n = g->filters, m = c ? n / c : 0;
+  if (m == 1) {
+    one_each(g, x, w, 0, y);
+    return;
+  }
   zero(y, (size_t)pixels(g) * n);
   FOR_TAPS(g, {
-    const float *xi = x + in * c; const float *wi = w + (size_t)tap * n; float *yi = y + out * n;
-    int i = 0;
-    if (m == 1) {
-      for (; i + 4 <= c; i += 4) store(yi + i, madd(load(xi + i), load(wi + i), load(yi + i)));
-      for (; i < c; i++) yi[i] += xi[i] * wi[i];
-    } else
-      for (; i < c; i++)
-        for (int q = 0; q < m; q++) yi[i * m + q] += xi[i] * wi[i * m + q];
+    const float *xi = x + (size_t)in * c; const float *wi = w + (size_t)tap * n; float *yi = y + out * n;
+    for (int i = 0; i < c; i++)
+      for (int q = 0; q < m; q++) yi[i * m + q] += xi[i] * wi[i * m + q];
   })
 }
 
 SHARE("GO-I")
 EXPORT void mf_depthwise_back_input(const Geometry *g, const float *dy, const float *w, float *dx) {
   int c = g->channels, n = g->filters, m = c ? n / c : 0;
+  if (m == 1 && g->stride_h == 1 && g->stride_w == 1) {
+    int top = (g->kernel_h - 1) * g->dilation_h - g->top, left = (g->kernel_w - 1) * g->dilation_w - g->left;
+    Geometry back = {g->batch, g->out_h, g->out_w, c, g->in_h, g->in_w, c, g->kernel_h, g->kernel_w, 1, 1, top, left, g->dilation_h, g->dilation_w};
+    one_each(&back, dy, w, 1, dx);
+    return;
+  }
   zero(dx, (size_t)g->batch * g->in_h * g->in_w * c);
   FOR_TAPS(g, {
-    float *xi = dx + in * c; const float *wi = w + (size_t)tap * n; const float *yi = dy + out * n;
+    float *xi = dx + (size_t)in * c; const float *wi = w + (size_t)tap * n; const float *yi = dy + out * n;
     int i = 0;
     if (m == 1) {
       for (; i + 4 <= c; i += 4) store(xi + i, madd(load(yi + i), load(wi + i), load(xi + i)));
@@ -225,19 +292,56 @@ EXPORT void mf_depthwise_back_input(const Geometry *g, const float *dy, const fl
   })
 }
 
+// A tap's sums over one line of the image, with one filter for each channel.
+static void line_sums(const float *x, size_t step, const float *dy, int count, int c, float *dw) {
+  int i = 0;
+#define START(q) f4 sum##q = load(dw + i + 4 * q);
+#define STEP(q) sum##q = madd(load(x + p * step + i + 4 * q), load(dy + (size_t)p * c + i + 4 * q), sum##q);
+#define END(q) store(dw + i + 4 * q, sum##q);
+  for (; i + 16 <= c; i += 16) {
+    EACH4(START)
+    for (int p = 0; p < count; p++) {
+      EACH4(STEP)
+    }
+    EACH4(END)
+  }
+  for (; i + 4 <= c; i += 4) {
+    START(0)
+    for (int p = 0; p < count; p++) STEP(0)
+    END(0)
+  }
+  for (; i < c; i++)
+    for (int p = 0; p < count; p++) dw[i] += x[p * step + i] * dy[(size_t)p * c + i];
+#undef START
+#undef STEP
+#undef END
+}
+
 SHARE("GIOA")
 EXPORT void mf_depthwise_back_filter(const Geometry *g, const float *x, const float *dy, float *dw) {
   int c = g->channels, n = g->filters, m = c ? n / c : 0;
   zero(dw, (size_t)g->kernel_h * g->kernel_w * n);
+  if (m == 1) {
+    for (int b = 0; b < g->batch; b++)
+      for (int oh = 0; oh < g->out_h; oh++) {
+        int h0 = oh * g->stride_h - g->top;
+        Taps rows = taps(h0, g->dilation_h, g->kernel_h, g->in_h);
+        for (int kh = rows.from; kh < rows.to; kh++)
+          for (int kw = 0; kw < g->kernel_w; kw++) {
+            // The outputs of the line whose pixel under this tap lies in the image.
+            int w0 = kw * g->dilation_w - g->left;
+            Taps along = taps(w0, g->stride_w, g->out_w, g->in_w);
+            size_t in = ((size_t)b * g->in_h + h0 + kh * g->dilation_h) * g->in_w + w0 + along.from * g->stride_w;
+            size_t out = ((size_t)b * g->out_h + oh) * g->out_w + along.from;
+            line_sums(x + in * c, (size_t)g->stride_w * c, dy + out * c, along.to - along.from, c, dw + (kh * g->kernel_w + kw) * c);
+          }
+      }
+    return;
+  }
   FOR_TAPS(g, {
-    const float *xi = x + in * c; float *wi = dw + (size_t)tap * n; const float *yi = dy + out * n;
-    int i = 0;
-    if (m == 1) {
-      for (; i + 4 <= c; i += 4) store(wi + i, madd(load(yi + i), load(xi + i), load(wi + i)));
-      for (; i < c; i++) wi[i] += yi[i] * xi[i];
-    } else
-      for (; i < c; i++)
-        for (int q = 0; q < m; q++) wi[i * m + q] += yi[i * m + q] * xi[i];
+    const float *xi = x + (size_t)in * c; float *wi = dw + (size_t)tap * n; const float *yi = dy + out * n;
+    for (int i = 0; i < c; i++)
+      for (int q = 0; q < m; q++) wi[i * m + q] += yi[i * m + q] * xi[i];
   })
 }
 
@@ -246,61 +350,57 @@ EXPORT void mf_depthwise_back_filter(const Geometry *g, const float *x, const fl
 // Where the element replaces the best so far: greater, or not a number.
 INLINE v128_t beats(f4 v, f4 best) { return wasm_v128_or(wasm_f32x4_gt(v, best), wasm_f32x4_ne(v, v)); }
 
-// Calls BODY(at) for the pixels of a window that lie in the image; `at` is the place of their channels from i on.
-#define FOR_WINDOW(g, BODY)                                              \
-  for (int kh = 0; kh < g->kernel_h; kh++) {                             \
-    int h = oh * g->stride_h - g->top + kh * g->dilation_h;              \
-    if (h < 0 || h >= g->in_h) continue;                                 \
-    for (int kw = 0; kw < g->kernel_w; kw++) {                           \
-      int w = ow * g->stride_w - g->left + kw * g->dilation_w;           \
-      if (w < 0 || w >= g->in_w) continue;                               \
-      int at = ((b * g->in_h + h) * g->in_w + w) * c + i;                \
-      BODY                                                               \
-    }                                                                    \
-  }
+// The largest element of each window; NaN where the window holds one.
+static void max_pool(const Geometry *g, const float *x, float *y) {
+  int c = g->channels;
+#define START(q) f4 best##q = splat(-__builtin_inff()), bad##q = splat(0);
+#define STEP(q) \
+  f4 v##q = load(x + (size_t)in * c + i + 4 * q); \
+  best##q = max4(best##q, v##q), bad##q = wasm_v128_or(bad##q, wasm_f32x4_ne(v##q, v##q));
+#define END(q) store(y + out * c + i + 4 * q, wasm_v128_bitselect(splat(__builtin_nanf("")), best##q, bad##q));
+  FOR_PIXELS(g, {
+    CHANNELS(g, START, STEP, END)
+    for (; i < c; i++) {
+      float best = -__builtin_inff();
+      FOR_WINDOW(g, best = __builtin_wasm_max_f32(best, x[(size_t)in * c + i]);)
+      y[out * c + i] = best;
+    }
+  })
+#undef START
+#undef STEP
+#undef END
+}
 
-// The largest element of each window; the first of equals; NaN where the window holds one. Where `dy` is given, its
-// elements are added to `dx` at the places of the maxima instead.
-static void max_pool(const Geometry *g, const float *x, float *y, const float *dy, float *dx) {
+// Adds dy to dx at the places of the maxima: the first of equals, the first NaN.
+static void max_pool_back(const Geometry *g, const float *x, const float *dy, float *dx) {
   int c = g->channels;
   // Windows that do not overlap: each pixel of dx is written once, four channels at a time.
   int apart = g->stride_h >= g->kernel_h && g->stride_w >= g->kernel_w && g->dilation_h == 1 && g->dilation_w == 1;
-  for (int b = 0; b < g->batch; b++)
-    for (int oh = 0; oh < g->out_h; oh++)
-      for (int ow = 0; ow < g->out_w; ow++) {
-        size_t out = (((size_t)b * g->out_h + oh) * g->out_w + ow) * c;
-        for (int i = 0; i < c; i += 4) {
-          int lanes = c - i < 4 ? c - i : 4;
-          f4 best = splat(-__builtin_inff());
-          if (!dy) {
-            FOR_WINDOW(g, {
-              f4 v = lanes == 4 ? load(x + at) : load_part(x + at, lanes);
-              best = wasm_v128_bitselect(v, best, beats(v, best));
-            })
-            if (lanes == 4) store(y + out + i, best);
-            else store_part(y + out + i, best, lanes);
-            continue;
-          }
-          v128_t place = wasm_i32x4_splat(-1);
-          FOR_WINDOW(g, {
-            f4 v = lanes == 4 ? load(x + at) : load_part(x + at, lanes);
-            // The first NaN stays; the first element of all counts even if it is -infinity.
-            v128_t first = wasm_i32x4_lt(place, wasm_i32x4_splat(0));
-            v128_t better = wasm_v128_or(wasm_v128_and(beats(v, best), wasm_f32x4_eq(best, best)), first);
-            best = wasm_v128_bitselect(v, best, better);
-            place = wasm_v128_bitselect(wasm_i32x4_splat(at), place, better);
-          })
-          if (apart && lanes == 4) {
-            f4 share = load(dy + out + i);
-            FOR_WINDOW(g, { store(dx + at, wasm_v128_and(share, wasm_i32x4_eq(place, wasm_i32x4_splat(at)))); })
-            continue;
-          }
-          int at[4];
-          wasm_v128_store(at, place);
-          for (int q = 0; q < lanes; q++)
-            if (at[q] >= 0) dx[at[q] + q] += dy[out + i + q];
-        }
+  FOR_PIXELS(g, {
+    for (int i = 0; i < c; i += 4) {
+      int lanes = c - i < 4 ? c - i : 4;
+      f4 best = splat(-__builtin_inff());
+      v128_t place = wasm_i32x4_splat(-1);
+      FOR_WINDOW(g, {
+        const float *at = x + (size_t)in * c + i;
+        f4 v = lanes == 4 ? load(at) : load_part(at, lanes);
+        // The first element of all counts even if it is -infinity.
+        v128_t first = wasm_i32x4_lt(place, wasm_i32x4_splat(0));
+        v128_t better = wasm_v128_or(wasm_v128_and(beats(v, best), wasm_f32x4_eq(best, best)), first);
+        best = wasm_v128_bitselect(v, best, better);
+        place = wasm_v128_bitselect(wasm_i32x4_splat(in), place, better);
+      })
+      if (apart && lanes == 4) {
+        f4 share = load(dy + out * c + i);
+        FOR_WINDOW(g, { store(dx + (size_t)in * c + i, wasm_v128_and(share, wasm_i32x4_eq(place, wasm_i32x4_splat(in)))); })
+        continue;
       }
+      int at[4];
+      wasm_v128_store(at, place);
+      for (int q = 0; q < lanes; q++)
+        if (at[q] >= 0) dx[(size_t)at[q] * c + i + q] += dy[out * c + i + q];
+    }
+  })
 }
 
 // Windows of two by two that lie side by side in the image, all channels in whole vectors: most of the pooling there is.
@@ -339,7 +439,7 @@ static void halve(const Geometry *g, const float *x, float *y, const float *dy, 
 SHARE("GIP")
 EXPORT void mf_max_pool(const Geometry *g, const float *x, float *y) {
   if (halves(g)) halve(g, x, y, 0, 0);
-  else max_pool(g, x, y, 0, 0);
+  else max_pool(g, x, y);
 }
 SHARE("GIPI")
 EXPORT void mf_max_pool_back(const Geometry *g, const float *x, const float *dy, float *dx) {
@@ -347,46 +447,44 @@ EXPORT void mf_max_pool_back(const Geometry *g, const float *x, const float *dy,
   if (!half || 2 * g->out_h < g->in_h || 2 * g->out_w < g->in_w)
     zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
   if (half) halve(g, x, 0, dy, dx);
-  else max_pool(g, x, 0, dy, dx);
+  else max_pool_back(g, x, dy, dx);
 }
 
-// The mean of the pixels of the window that lie in the image, and its gradient (where dx is given).
-static void avg_pool(const Geometry *g, const float *x, float *y, const float *dy, float *dx) {
-  int c = g->channels;
-  for (int b = 0; b < g->batch; b++)
-    for (int oh = 0; oh < g->out_h; oh++)
-      for (int ow = 0; ow < g->out_w; ow++) {
-        size_t out = (((size_t)b * g->out_h + oh) * g->out_w + ow) * c;
-        int h0 = oh * g->stride_h - g->top, w0 = ow * g->stride_w - g->left, count = 0;
-        for (int kh = 0; kh < g->kernel_h; kh++)
-          for (int kw = 0; kw < g->kernel_w; kw++) {
-            int h = h0 + kh * g->dilation_h, w = w0 + kw * g->dilation_w;
-            count += h >= 0 && h < g->in_h && w >= 0 && w < g->in_w;
-          }
-        float share = 1.0f / count;
-        if (y) zero(y + out, c);
-        for (int kh = 0; kh < g->kernel_h; kh++) {
-          int h = h0 + kh * g->dilation_h;
-          if (h < 0 || h >= g->in_h) continue;
-          for (int kw = 0; kw < g->kernel_w; kw++) {
-            int w = w0 + kw * g->dilation_w;
-            if (w < 0 || w >= g->in_w) continue;
-            size_t at = (((size_t)b * g->in_h + h) * g->in_w + w) * c;
-            if (y)
-              for (int i = 0; i < c; i++) y[out + i] += x[at + i];
-            else
-              for (int i = 0; i < c; i++) dx[at + i] += dy[out + i] * share;
-          }
-        }
-        if (y)
-          for (int i = 0; i < c; i++) y[out + i] *= share;
-      }
-}
+// A pixel's part in the mean of its window: one by the number of pixels that lie in the image.
+#define PART (1.0f / (float)((rows.to - rows.from) * (columns.to - columns.from)))
 
+// The mean of the pixels of each window that lie in the image.
 SHARE("GIP")
-EXPORT void mf_avg_pool(const Geometry *g, const float *x, float *y) { avg_pool(g, x, y, 0, 0); }
+EXPORT void mf_avg_pool(const Geometry *g, const float *x, float *y) {
+  int c = g->channels;
+#define START(q) f4 sum##q = splat(0);
+#define STEP(q) sum##q = add(sum##q, load(x + (size_t)in * c + i + 4 * q));
+#define END(q) store(y + out * c + i + 4 * q, mul(sum##q, splat(part)));
+  FOR_PIXELS(g, {
+    float part = PART;
+    CHANNELS(g, START, STEP, END)
+    for (; i < c; i++) {
+      float sum = 0;
+      FOR_WINDOW(g, sum += x[(size_t)in * c + i];)
+      y[out * c + i] = sum * part;
+    }
+  })
+#undef START
+#undef STEP
+#undef END
+}
 SHARE("GPI")
 EXPORT void mf_avg_pool_back(const Geometry *g, const float *dy, float *dx) {
-  zero(dx, (size_t)g->batch * g->in_h * g->in_w * g->channels);
-  avg_pool(g, 0, 0, dy, dx);
+  int c = g->channels;
+  zero(dx, (size_t)g->batch * g->in_h * g->in_w * c);
+  FOR_PIXELS(g, {
+    f4 part = splat(PART);
+    const float *from = dy + out * c;
+    FOR_WINDOW(g, {
+      float *to = dx + (size_t)in * c;
+      int i = 0;
+      for (; i + 4 <= c; i += 4) store(to + i, madd(load(from + i), part, load(to + i)));
+      if (i < c) store_part(to + i, madd(load_part(from + i, c - i), part, load_part(to + i, c - i)), c - i);
+    })
+  })
 }

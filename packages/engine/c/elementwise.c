@@ -43,9 +43,21 @@ INLINE f4 silu_slope(f4 x) {
 }
 INLINE f4 relu(f4 x) { return max4(x, splat(0.0f)); }
 INLINE f4 relu6(f4 x) { return min4(max4(x, splat(0.0f)), splat(6.0f)); }
-INLINE f4 elu(f4 x) { return select(x, sub(exp4(x), splat(1.0f)), wasm_f32x4_ge(x, splat(0.0f))); }
+// exp(x) - 1: where that would lose digits, the series.
+INLINE f4 exp_minus_one(f4 x) {
+  f4 p = splat(1.0f / 40320);
+  p = madd(p, x, splat(1.0f / 5040));
+  p = madd(p, x, splat(1.0f / 720));
+  p = madd(p, x, splat(1.0f / 120));
+  p = madd(p, x, splat(1.0f / 24));
+  p = madd(p, x, splat(1.0f / 6));
+  p = madd(p, x, splat(0.5f));
+  f4 near = madd(mul(x, x), p, x);
+  return select(near, sub(exp4(x), splat(1.0f)), wasm_f32x4_lt(absolute(x), splat(0.5f)));
+}
+INLINE f4 elu(f4 x) { return select(x, exp_minus_one(x), wasm_f32x4_ge(x, splat(0.0f))); }
 INLINE f4 selu(f4 x) {
-  f4 low = mul(splat(1.7580993408473766f), sub(exp4(x), splat(1.0f)));
+  f4 low = mul(splat(1.7580993408473766f), exp_minus_one(x));
   return select(mul(x, splat(1.0507009873554805f)), low, wasm_f32x4_ge(x, splat(0.0f)));
 }
 
@@ -63,18 +75,6 @@ INLINE f4 sign(f4 x) {
   return sub(wasm_v128_and(one, wasm_f32x4_gt(x, zero)), wasm_v128_and(one, wasm_f32x4_lt(x, zero)));
 }
 INLINE f4 reciprocal(f4 x) { return div4(splat(1.0f), x); }
-// exp(x) - 1: where that would lose digits, the series.
-INLINE f4 exp_minus_one(f4 x) {
-  f4 p = splat(1.0f / 40320);
-  p = madd(p, x, splat(1.0f / 5040));
-  p = madd(p, x, splat(1.0f / 720));
-  p = madd(p, x, splat(1.0f / 120));
-  p = madd(p, x, splat(1.0f / 24));
-  p = madd(p, x, splat(1.0f / 6));
-  p = madd(p, x, splat(0.5f));
-  f4 near = madd(mul(x, x), p, x);
-  return select(near, sub(exp4(x), splat(1.0f)), wasm_f32x4_lt(absolute(x), splat(0.5f)));
-}
 // log(1 + x): what rounding took from u = 1 + x comes back with the factor x/(u - 1).
 INLINE f4 log_one_plus(f4 x) {
   f4 u = add(splat(1.0f), x), taken = sub(u, splat(1.0f));
@@ -109,6 +109,14 @@ EXPORT void mf_unary(int op, int n, const float *x, float *y) {
     case EXPM1: MAP1(n, x, y, exp_minus_one); break;
     case LOG1P: MAP1(n, x, y, log_one_plus); break;
   }
+}
+
+// The nearest number from low to high; NaN for itself.
+SHARE("N--RR")
+EXPORT void mf_clip(int n, float low, float high, const float *x, float *y) {
+  f4 from = splat(low), to = splat(high);
+#define CLIP(x) min4(max4(x, from), to)
+  MAP1(n, x, y, CLIP);
 }
 
 // dx = dy · slope(x)

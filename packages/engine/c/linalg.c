@@ -249,6 +249,13 @@ void multiply(int m, int n, int k, const f64 *a, int a_row, int a_column, const 
 /** Turns x into v (v[0] = 1) with (I - tau v v') x = beta e1. Returns tau and writes beta. */
 static APART f64 reflector(f64 *x, int n, f64 *beta) {
   f64 alpha = x[0], rest = norm(x + 1, n - 1);
+  // Subnormal numbers have too few digits for a direction.
+  if (rest > 0 && larger(magnitude(alpha), rest) < 0x1p-960) {
+    for (int i = 0; i < n; i++) x[i] *= 0x1p600;
+    f64 tau = reflector(x, n, beta);
+    *beta *= 0x1p-600;
+    return tau;
+  }
   x[0] = 1;
   *beta = alpha;
   if (rest == 0) return 0;

@@ -100,8 +100,9 @@ EXPORT void mf_softmax_back(int rows, int n, float scale, const float *y, const 
 SHARE("NuRR")
 EXPORT void mf_log_softmax(int rows, int n, const float *x, float *y) {
   for (int r = 0; r < rows; r++, x += n, y += n) {
-    float top = row_max(x, n), shift = top + log1(exp_row(x, top, y, n));
-    for (int i = 0; i < n; i++) y[i] = x[i] - shift;
+    // One after the other: beside a large top, the logarithm would be lost in their sum.
+    float top = row_max(x, n), rest = log1(exp_row(x, top, y, n));
+    for (int i = 0; i < n; i++) y[i] = (x[i] - top) - rest;
   }
 }
 
@@ -116,26 +117,25 @@ EXPORT void mf_log_softmax_back(int rows, int n, const float *y, const float *dy
   }
 }
 
-// loss[r] = log Σ exp(x[r]) - x[r, label]; `lse` keeps the first term for the gradient. A label outside [0, n) is an
-// ignored row: loss and gradient 0.
-EXPORT void mf_cross_entropy(int rows, int n, const float *x, const int *labels, float *loss, float *lse, float *work) {
+// loss[r] = log Σ exp(x[r]) - x[r, label]. A label outside [0, n) is an ignored row: loss and gradient 0.
+INLINE int ignored(int label, int n) { return label < 0 || label >= n; }
+EXPORT void mf_cross_entropy(int rows, int n, const float *x, const int *labels, float *loss, float *work) {
   for (int r = 0; r < rows; r++, x += n) {
+    loss[r] = 0;
+    if (ignored(labels[r], n)) continue;
     float top = row_max(x, n);
-    lse[r] = top + log1(exp_row(x, top, work, n));
-    loss[r] = labels[r] >= 0 && labels[r] < n ? lse[r] - x[labels[r]] : 0;
+    loss[r] = (top - x[labels[r]]) + log1(exp_row(x, top, work, n));
   }
 }
-SHARE("NuRSSSR")
-EXPORT void mf_cross_entropy_back(int rows, int n, const float *x, const int *labels, const float *lse, const float *dloss,
-                                  float *dx) {
+SHARE("NuRSSR")
+EXPORT void mf_cross_entropy_back(int rows, int n, const float *x, const int *labels, const float *dloss, float *dx) {
   for (int r = 0; r < rows; r++, x += n, dx += n) {
-    if (labels[r] < 0 || labels[r] >= n) {
+    if (ignored(labels[r], n)) {
       zero(dx, n);
       continue;
     }
-    exp_row(x, lse[r], dx, n);
-    dx[labels[r]] -= 1;
-    scale_row(dx, dloss[r], n);
+    scale_row(dx, dloss[r] / exp_row(x, row_max(x, n), dx, n), n);
+    dx[labels[r]] -= dloss[r];
   }
 }
 

@@ -3,7 +3,6 @@ import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import type { KernelCall } from './backend.ts';
 import { FUNCTIONS } from './kernels/matmul.ts';
 import { native } from './native.ts';
-import { repairTape } from './tape.ts';
 
 // Each function here is one kernel on the wasm backend and plain ops elsewhere, and can be differentiated any number of
 // times: the gradients of gradients are made of the same kernels and of plain ops.
@@ -139,7 +138,7 @@ export function softmaxCrossEntropy(logits: tf.Tensor, labels: tf.Tensor): tf.Te
     );
   }
   return tf.tidy(() => {
-    if (isFused('MatforgeCrossEntropy')) return run<tf.Tensor[]>('MatforgeCrossEntropy', { logits, labels })[0];
+    if (isFused('MatforgeCrossEntropy')) return run('MatforgeCrossEntropy', { logits, labels });
     return plainCrossEntropy(logits, labels);
   });
 }
@@ -453,19 +452,19 @@ const KERNELS: Record<string, Run> = {
   MatforgeCrossEntropy: (call) => {
     const { logits, labels } = call.inputs;
     const [rows, n] = rowsOf(logits);
-    const [loss, lse] = [out(call, labels.shape), out(call, labels.shape)];
+    const loss = out(call, labels.shape);
     const engine = native(call.backend)!;
     const work = engine.work(4 * n);
-    const at = [logits, labels, loss, lse].map((tensor) => engine.at(tensor));
+    const at = [logits, labels, loss].map((tensor) => engine.at(tensor));
     engine.kernels.mf_cross_entropy(rows, n, ...at, work);
-    return [loss, lse];
+    return loss;
   },
   MatforgeCrossEntropyGrad: (call) => {
-    const { logits, labels, lse, dloss } = call.inputs;
+    const { logits, labels, dloss } = call.inputs;
     const [rows, n] = rowsOf(logits);
     const dx = out(call, logits.shape);
     const engine = native(call.backend)!;
-    const at = [logits, labels, lse, dloss, dx].map((tensor) => engine.at(tensor));
+    const at = [logits, labels, dloss, dx].map((tensor) => engine.at(tensor));
     engine.kernels.mf_cross_entropy_back(rows, n, ...at);
     return dx;
   },
@@ -602,19 +601,15 @@ const GRADIENTS: Record<string, Gradient> = {
   },
   MatforgeCrossEntropy: {
     inputsToSave: ['logits', 'labels'],
-    outputsToSave: [false, true],
-    gradient: (dys, [logits, labels, lse]) => {
-      const dloss = (dys as tf.Tensor[])[0];
-      return {
-        logits: () => run('MatforgeCrossEntropyGrad', { logits, labels, lse, dloss }),
-        labels: () => tf.zeros(labels.shape),
-      };
-    },
+    gradient: (dy, [logits, labels]) => ({
+      logits: () => run('MatforgeCrossEntropyGrad', { logits, labels, dloss: dy as tf.Tensor }),
+      labels: () => tf.zeros(labels.shape),
+    }),
   },
   // dlogits = dloss·(softmax(logits) − target), 0 in rows that are ignored
   MatforgeCrossEntropyGrad: {
-    inputsToSave: ['logits', 'labels', 'lse', 'dloss'],
-    gradient: (g, [logits, labels, lse, dloss]) => {
+    inputsToSave: ['logits', 'labels', 'dloss'],
+    gradient: (g, [logits, labels, dloss]) => {
       const upstream = g as tf.Tensor;
       return {
         logits: () => {
@@ -623,12 +618,10 @@ const GRADIENTS: Record<string, Gradient> = {
           return run('MatforgeSoftmaxGrad', { y: tf.softmax(logits), dy: tf.mul(upstream, weights) });
         },
         dloss: () => {
-          const slope = run<tf.Tensor>('MatforgeCrossEntropyGrad', { logits, labels, lse, dloss: tf.onesLike(dloss) });
+          const slope = run<tf.Tensor>('MatforgeCrossEntropyGrad', { logits, labels, dloss: tf.onesLike(dloss) });
           return tf.sum(tf.mul(upstream, slope), -1);
         },
         labels: () => tf.zeros(labels.shape),
-        // A function of logits, which have its share already.
-        lse: () => tf.zerosLike(lse),
       };
     },
   },
@@ -636,7 +629,6 @@ const GRADIENTS: Record<string, Gradient> = {
 
 /** Registers the fused kernels of a wasm backend that carries our module, and their gradients. */
 export function registerFused(): void {
-  repairTape();
   for (const [kernelName, kernelFunc] of Object.entries(KERNELS)) {
     if (tf.getKernel(kernelName, 'wasm')) tf.unregisterKernel(kernelName, 'wasm');
     tf.registerKernel({ kernelName, backendName: 'wasm', kernelFunc: kernelFunc as unknown as tf.KernelFunc });

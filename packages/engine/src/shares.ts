@@ -1,6 +1,7 @@
 // Written by build.mjs from c/*.c. Do not edit.
 export const SHARES: Record<string, string> = {
   mf_unary: '-NRR',
+  mf_clip: 'N--RR',
   mf_unary_back: '-NRRR',
   mf_binary: '-NRRR',
   mf_binary_row: '-NuR-R',
@@ -12,7 +13,7 @@ export const SHARES: Record<string, string> = {
   mf_softmax_back: 'Nu-RRR',
   mf_log_softmax: 'NuRR',
   mf_log_softmax_back: 'NuRRR',
-  mf_cross_entropy_back: 'NuRSSSR',
+  mf_cross_entropy_back: 'NuRSSR',
   mf_layer_norm: 'NuR---RSS',
   mf_layer_norm_back: 'NuR-RSSRAA',
   mf_sum: 'NuiRS-',
@@ -31,4 +32,4 @@ export const SHARES: Record<string, string> = {
   mf_batch_norm_back: 'NuRR--RAA',
 };
 /** Fingerprint of the C files: machine code must be made from the same. */
-export const SOURCES = 'cc6eb130ad69891b';
+export const SOURCES = '84c343a6014408fa';

@@ -134,6 +134,28 @@ describe('functions of one tensor', () => {
     await expectSame(() => [tf.pow(values([5, 3], 1, 'int32'), tf.scalar(2, 'int32')), tf.pow([2, 3], [1.3, 2])], 1e-6);
   });
 
+  it('powers at the edges are those of JavaScript', async () => {
+    await ready();
+    const edges = [-Infinity, -0, 0, Infinity, -2, Number.NaN];
+    for (const exponent of [0.5, 1.5, 2.5, -0.5, -1.5, 3, -3]) {
+      const got = tf.tidy(() => tf.pow(tf.tensor1d(edges), exponent).dataSync());
+      expect([exponent, ...got]).toEqual([exponent, ...edges.map((x) => x ** exponent)]);
+    }
+  });
+
+  it('clips, elu and selu keep small numbers', async () => {
+    await ready();
+    tf.tidy(() => {
+      const numbers = [Number.NaN, -5, -0.25, 7, Number.POSITIVE_INFINITY];
+      expect([...tf.clipByValue(tf.tensor1d(numbers), -0.5, 1).dataSync()]).toEqual([Number.NaN, -0.5, -0.25, 1, 1]);
+      const small = [-1e-8, -1e-6, -1e-3];
+      const relative = (got: tf.Tensor, scale: number): number =>
+        got.dataSync().reduce((most, y, i) => Math.max(most, Math.abs(y / (scale * Math.expm1(small[i])) - 1)), 0);
+      expect(relative(tf.elu(tf.tensor1d(small)), 1)).toBeLessThan(3e-7);
+      expect(relative(tf.selu(tf.tensor1d(small)), 1.7580993408473766)).toBeLessThan(3e-7);
+    });
+  });
+
   it('sign, reciprocal, leakyRelu, expm1, log1p, casts', async () => {
     const numbers = [...SPECIAL, 1e-8, -1e-8, 0.49, -0.49, 0.51, -0.51, 20, -20, 88, -0.999999, 1e-30, 1e30];
     await expectSame(() => {

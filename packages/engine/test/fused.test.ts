@@ -104,6 +104,27 @@ describe('fused functions agree with their plain form on cpu', () => {
     });
   });
 
+  it('keeps the digits of differences between large logits', async () => {
+    await ready();
+    tf.tidy(() => {
+      const logits = tf.tensor2d([[1e7, 1e7 + 1, 1e7 + 2]]);
+      const labels = tf.tensor1d([0], 'int32');
+      const sum = 1 + Math.E + Math.E ** 2;
+      const close = (got: tf.Tensor, expected: number[]) => {
+        for (const [i, value] of got.dataSync().entries()) expect(value).toBeCloseTo(expected[i], 6);
+      };
+      close(
+        logSoftmax(logits),
+        [0, 1, 2].map((x) => x - Math.log(sum)),
+      );
+      close(softmaxCrossEntropy(logits, labels), [Math.log(sum)]);
+      close(
+        tf.grad((x) => softmaxCrossEntropy(x, labels))(logits),
+        [0, 1, 2].map((x) => Math.exp(x) / sum - (x === 0 ? 1 : 0)),
+      );
+    });
+  });
+
   it('handles empty tensors', async () => {
     await ready();
     tf.tidy(() => {

@@ -21,6 +21,25 @@ describe('linalg64', () => {
     expect(first).toEqual(second);
   });
 
+  it.each([
+    [200, 200],
+    [200, 64],
+    [257, 129],
+  ])('orthonormal columns for %i x %i of one rank, whose residuals sink below the normal numbers', (rows, columns) => {
+    const ones = new Float64Array(rows * columns).fill(1);
+    const tiny = ones.map((_, i) => 1e-318 * ((i % 7) + 1));
+    const worst = (q: Float64Array, width: number): number => {
+      const a = { rows, cols: width, data: q };
+      const gram = linalg64.multiply({ ...a, transposed: true }, a);
+      return gram.reduce((most, value, i) => Math.max(most, Math.abs(value - (i % (width + 1) === 0 ? 1 : 0))), 0);
+    };
+    for (const a of [ones, tiny]) {
+      expect(worst(linalg64.qr(rows, columns, a).q, columns)).toBeLessThan(1e-13);
+      expect(worst(linalg64.qrPivoted(rows, columns, a).q, columns)).toBeLessThan(1e-13);
+      expect(worst(linalg64.svd(rows, columns, a).u, columns)).toBeLessThan(1e-13);
+    }
+  });
+
   it('gives large work space back', () => {
     // Twice 72 MB pass the limit above which the instance, whose memory cannot shrink, is dropped.
     const ones = { rows: 9e6, cols: 1, data: new Float64Array(9e6).fill(1) };

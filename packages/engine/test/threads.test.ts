@@ -95,6 +95,7 @@ const EXAMPLES: Record<string, () => Example> = {
       ))(out(), out(), out()),
   mf_sgd: () =>
     ((w, u) => example([w, u], ALL, filled(ALL), filled(ALL), filled(ALL), w, u, 0.1, 0.9, 1, 0.01))(out(), out()),
+  mf_clip: () => ((y) => example([y], ALL, -0.3, 0.4, filled(ALL), y))(out()),
   mf_softmax: () => ((y) => example([y], ROWS, N, filled(ALL), y))(out()),
   // Blocks of three queries stay together.
   mf_causal_softmax: () => ((y) => example([y], 12, 3, N, 0.5, filled(12 * N), y))(out(12 * N)),
@@ -105,7 +106,7 @@ const EXAMPLES: Record<string, () => Example> = {
     const labels = malloc(4 * ROWS);
     new Int32Array(memory.buffer, labels, ROWS).set(Array.from({ length: ROWS }, (_, i) => 200 * i - 1));
     const y = out();
-    return example([y], ROWS, N, filled(ALL), labels, filled(ROWS), filled(ROWS), y);
+    return example([y], ROWS, N, filled(ALL), labels, filled(ROWS), y);
   },
   mf_layer_norm: () =>
     ((y, mean, rstd) => example([y, mean, rstd], ROWS, N, filled(ALL), filled(N), filled(N), 1e-5, y, mean, rstd))(

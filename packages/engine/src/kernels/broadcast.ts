@@ -183,10 +183,11 @@ export const leakyRelu: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
 
 /** tf.clipByValue; what is not a number stays so. */
 export const clip: OwnKernel = ({ inputs: { x }, attrs, backend }) => {
-  if (!native(backend) || x.dtype !== 'float32') return null;
-  const raised = withNumber(backend, 'maximum', x, attrs.clipValueMin as number, 'float32');
-  const out = withNumber(backend, 'minimum', raised, attrs.clipValueMax as number, 'float32');
-  backend.disposeData(raised.dataId);
+  const engine = native(backend);
+  if (!engine || x.dtype !== 'float32') return null;
+  const out = backend.makeOutput(x.shape, 'float32');
+  const [low, high] = [attrs.clipValueMin as number, attrs.clipValueMax as number];
+  engine.kernels.mf_clip(size(x.shape), low, high, engine.at(x), engine.at(out));
   return out;
 };
 
