@@ -142,6 +142,66 @@ describe.each(backends)('indexing and element-wise ops on %s', (backend) => {
     expect(gradientError((t) => tf.broadcastTo(t, [4, 2, 3]), [values([2, 1])])).toBeLessThan(1e-3);
   });
 
+  test.each(['reflect', 'symmetric'] as const)('mirrorPad, %s: the borders go back to what they mirror', (mode) => {
+    repairGradients();
+    const most = mode === 'reflect' ? 1 : 0;
+    const cases: [shape: number[], paddings: [number, number][]][] = [
+      [[4], [[2, 3 - most]]],
+      [[1], [[0, 1 - most]]],
+      [
+        [3, 4],
+        [
+          [0, 2],
+          [3, 1],
+        ],
+      ],
+      [
+        [2, 3, 4],
+        [
+          [1, 0],
+          [2, 1],
+          [0, 3],
+        ],
+      ],
+    ];
+    for (const [shape, paddings] of cases) {
+      const f = (t: tf.Tensor): tf.Tensor => tf.mirrorPad(t, paddings, mode);
+      expect(gradientError(f, [values(shape)])).toBeLessThan(1e-3);
+      expect(leaked(f, [values(shape)])).toBe(0);
+    }
+  });
+
+  test('maxima, minima, squared differences of what is repeated, running sums along any axis', () => {
+    repairGradients();
+    for (const [a, b] of [
+      [values([2, 3, 4]), values([3, 1], 2)],
+      [values([4]), values([2, 1, 4], 2)],
+    ]) {
+      for (const f of [tf.maximum, tf.minimum, tf.squaredDifference] as ((s: tf.Tensor, t: tf.Tensor) => tf.Tensor)[]) {
+        expect(gradientError(f, [a, b], 1e-3)).toBeLessThan(5e-3);
+        expect(leaked(f, [a, b])).toBe(0);
+      }
+    }
+    for (const axis of [0, 1, 2]) {
+      expect(gradientError((t) => tf.cumsum(t, axis, true, axis === 1), [values([2, 3, 4])])).toBeLessThan(1e-3);
+    }
+  });
+
+  test('batchNorm without scale, without offset', () => {
+    repairGradients();
+    const x = values([2, 3, 4]);
+    const [mean, other] = [values([4], 2), values([4], 3)];
+    const variance = tf.add(tf.abs(values([4], 4)), 0.5);
+    const norm = (...[t, m, v, offset, scale]: (tf.Tensor | undefined)[]): tf.Tensor =>
+      tf.batchNorm(t!, m as tf.Tensor1D, v as tf.Tensor1D, offset as tf.Tensor1D, scale as tf.Tensor1D);
+    expect(gradientError((t, m, v) => norm(t, m, v), [x, mean, variance])).toBeLessThan(2e-3);
+    expect(gradientError((t, m, v, offset) => norm(t, m, v, offset), [x, mean, variance, other])).toBeLessThan(2e-3);
+    const scaled = (t: tf.Tensor, m: tf.Tensor, v: tf.Tensor, scale: tf.Tensor): tf.Tensor =>
+      norm(t, m, v, undefined, scale);
+    expect(gradientError(scaled, [x, mean, variance, other])).toBeLessThan(2e-3);
+    expect(leaked((t, m, v) => norm(t, m, v), [x, mean, variance])).toBe(0);
+  });
+
   test('stopGradient lets values through and no gradient', () => {
     const x = values([4]);
     expect(deviation(stopGradient(x), x)).toBe(0);

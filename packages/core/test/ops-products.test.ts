@@ -148,6 +148,8 @@ describe.each(backends)('products on %s', (backend) => {
     [[1], [3]],
     [[3], []],
     [[2, 3], [3]],
+    [[2, 3], []],
+    [[3], [1, 1]],
   ] as [number[], number[]][])(
     'plain tf.matMul with batches [%p] and [%p] has right gradients after the repair',
     (batchA, batchB) => {
@@ -195,7 +197,7 @@ describe.each(backends)('products on %s', (backend) => {
     repairGradients();
     expect(gradientError((s, t) => tf.matMul(s, t), [values([3, 2, 4]), values([1, 4, 2], 2)])).toBeLessThan(2e-3);
     expect(gradientError((s, t) => tf.matMul(s, t), [values([3, 2, 4]), values([3, 4, 2], 2)])).toBeLessThan(2e-3);
-    const wrapped = tf.getGradient('BatchMatMul') as { matforgeOriginal?: { matforgeOriginal?: unknown } };
+    const wrapped = tf.getGradient('GatherV2') as { matforgeOriginal?: { matforgeOriginal?: unknown } };
     expect(wrapped.matforgeOriginal?.matforgeOriginal).toBeUndefined();
   });
 

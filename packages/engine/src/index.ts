@@ -12,7 +12,7 @@ export {
   silu,
   softmaxCrossEntropy,
 } from './fused.ts';
+export { mendGradients } from './kernels/gradients.ts';
 export * from './linalg.ts';
 export { type HeapKernels, onHeap } from './native.ts';
 export { type EngineInfo, engineInfo, type ReadyOptions, ready } from './ready.ts';
-export { repairTape } from './tape.ts';

@@ -6,7 +6,7 @@ import { decodeBase64 } from './base64.ts';
 import { base64 as plain } from './kernels.wasm.ts';
 import { base64 as relaxed } from './kernels-relaxed.wasm.ts';
 import { asShared } from './shared.ts';
-import { Pool, sharedKernels, threadCount } from './threads.ts';
+import { MOST_THREADS, Pool, sharedKernels, threadCount } from './threads.ts';
 import { type WasmExports, type WasmMemory, type WasmModule, webAssembly } from './webassembly.ts';
 
 const STACK_BYTES = 1 << 16;
@@ -50,7 +50,7 @@ export class Native {
   }
 
   set threads(count: number) {
-    this.addon?.nativeThreads(count);
+    this.addon?.nativeThreads(Math.min(count, MOST_THREADS));
     const size = threadCount(count);
     if (this.isShared && size !== this.pool?.size) this.pool?.resize(size);
   }
@@ -78,6 +78,11 @@ type Host = { [NATIVE]?: Native | null };
 /** The module on a backend's heap; null where the machine or the backend does not allow it. */
 export function native(backend: BackendWasm): Native | null {
   return (backend as unknown as Host)[NATIVE] ?? null;
+}
+
+/** Whether our module works on the current backend. */
+export function isCurrent(): boolean {
+  return tf.getBackend() === 'wasm' && native(tf.backend() as BackendWasm) !== null;
 }
 
 /** Puts our module on the heap of a backend, once. */

@@ -1,14 +1,14 @@
 import * as tf from '@tensorflow/tfjs';
 import type { Kernel, OwnKernel } from './backend.ts';
 import { orViaCpu, viaCpu } from './fill.ts';
-import { batchNorm, registerBatchNormGradient } from './kernels/batch-norm.ts';
+import { batchNorm, registerBatchNormKernel } from './kernels/batch-norm.ts';
 import * as broadcast from './kernels/broadcast.ts';
 import * as complex from './kernels/complex.ts';
 import * as conv from './kernels/conv.ts';
 import * as data from './kernels/data.ts';
 import { einsum } from './kernels/einsum.ts';
 import { fft, ifft } from './kernels/fft.ts';
-import { registerGradients } from './kernels/gradients.ts';
+import { mendGradients, registerGradients } from './kernels/gradients.ts';
 import { localResponse } from './kernels/local-response.ts';
 import * as matmul from './kernels/matmul.ts';
 import * as morphology from './kernels/morphology.ts';
@@ -187,8 +187,9 @@ export function registerKernels(withNative: boolean): void {
       kernelFunc: kernel as unknown as tf.KernelFunc,
     });
   }
+  mendGradients();
   if (!withNative) return;
-  registerBatchNormGradient();
+  registerBatchNormKernel();
   registerGradients();
 }
 

@@ -155,6 +155,54 @@ describe('batchNorm', () => {
     });
   });
 
+  const PARTS: [what: string, part: (xs: tf.Tensor[]) => tf.Tensor[], f: F][] = [
+    ['scale', ([x, mean, variance, offset]) => [x, mean, variance, offset], ours],
+    [
+      'offset',
+      ([x, mean, variance, , scale]) => [x, mean, variance, scale],
+      (x, mean, variance, scale) => ours(x, mean, variance, undefined as never, scale),
+    ],
+    ['both', ([x, mean, variance]) => [x, mean, variance], ours],
+  ];
+
+  it.each(PARTS)('without %s: gradients, and gradients of those', async (_, part, f) => {
+    for (const backend of ['cpu', 'wasm']) {
+      if (backend === 'wasm') await ready();
+      else await tf.setBackend(backend);
+      const before = tf.memory().numTensors;
+      tf.tidy(() => {
+        for (const [shape, parameter] of [
+          [[2, 3, 4], [4]],
+          [
+            [2, 3, 2, 2],
+            // The kernel of the cpu backend knows the last axes only.
+            backend === 'cpu' ? [1, 1, 2, 2] : [1, 3, 1, 1],
+          ],
+        ]) {
+          const xs = part(operands(shape, parameter));
+          const [zero, one] = [tf.zeros(parameter), tf.ones(parameter)];
+          const whole: F = (x, mean, variance, last) =>
+            f === ours ? plain(x, mean, variance, last ?? zero, one) : plain(x, mean, variance, zero, last);
+          const weights = xs.map((x, i) => values(x.shape, 20 + i));
+          const energy =
+            (g: F): F =>
+            (...all) =>
+              tf
+                .grads(g)(all.slice(0, xs.length), all[xs.length])
+                .reduce<tf.Tensor>(
+                  (sum, gradient, i) => tf.add(sum, tf.sum(tf.mul(gradient, weights[i]))),
+                  tf.sum(all[xs.length - 1]),
+                );
+          const all = [...xs, values(shape, 9)];
+          expectClose([f(...xs)], [whole(...xs)], 'value');
+          expectClose(tf.grads(f)(xs, all[xs.length]), tf.grads(whole)(xs, all[xs.length]), `${backend} [${shape}]`);
+          expectClose(tf.grads(energy(f))(all), tf.grads(energy(whole))(all), `second, ${backend} [${shape}]`, 3e-5);
+        }
+      });
+      expect(tf.memory().numTensors).toBe(before);
+    }
+  });
+
   it('no number stays in its place and its channel', () => {
     tf.tidy(() => {
       const xs = operands([6, 3], [3]);
@@ -203,37 +251,42 @@ describe('batchNorm', () => {
     });
   });
 
-  it('trains: a layer on the wasm backend moves like one on the cpu backend', async () => {
-    const train = async (): Promise<number[][]> => {
-      const model = tf.sequential({
-        layers: [
-          tf.layers.conv2d({
-            inputShape: [6, 6, 2],
-            filters: 5,
-            kernelSize: 3,
-            kernelInitializer: tf.initializers.glorotNormal({ seed: 1 }),
-          }),
-          tf.layers.batchNormalization(),
-          tf.layers.flatten(),
-          tf.layers.dense({ units: 1, kernelInitializer: tf.initializers.glorotNormal({ seed: 2 }) }),
-        ],
+  it.each([{}, { scale: false }, { center: false }, { scale: false, center: false }])(
+    'trains: a layer %p on the wasm backend moves like one on the cpu backend',
+    async (options) => {
+      const train = async (): Promise<number[][]> => {
+        const model = tf.sequential({
+          layers: [
+            tf.layers.conv2d({
+              inputShape: [6, 6, 2],
+              filters: 5,
+              kernelSize: 3,
+              kernelInitializer: tf.initializers.glorotNormal({ seed: 1 }),
+            }),
+            tf.layers.batchNormalization(options),
+            tf.layers.flatten(),
+            tf.layers.dense({ units: 1, kernelInitializer: tf.initializers.glorotNormal({ seed: 2 }) }),
+          ],
+        });
+        model.compile({ optimizer: tf.train.sgd(0.01), loss: 'meanSquaredError' });
+        const [x, y] = [values([8, 6, 6, 2], 1), values([8, 1], 2)];
+        const { history } = await model.fit(x, y, { epochs: 3, shuffle: false, verbose: 0 });
+        const losses = history.loss as number[];
+        expect(losses.at(-1)).toBeLessThan(losses[0]);
+        const weights = model.getWeights().map((w) => Array.from(w.dataSync()));
+        tf.dispose([x, y]);
+        model.dispose();
+        return [losses, ...weights];
+      };
+      await tf.setBackend('cpu');
+      const want = await train();
+      await ready();
+      const got = await train();
+      got.forEach((numbers, i) => {
+        numbers.forEach((number, j) => {
+          expect(number).toBeCloseTo(want[i][j], 4);
+        });
       });
-      model.compile({ optimizer: tf.train.sgd(0.05), loss: 'meanSquaredError' });
-      const [x, y] = [values([8, 6, 6, 2], 1), values([8, 1], 2)];
-      await model.fit(x, y, { epochs: 3, shuffle: false });
-      const weights = model.getWeights().map((w) => Array.from(w.dataSync()));
-      tf.dispose([x, y]);
-      model.dispose();
-      return weights;
-    };
-    await tf.setBackend('cpu');
-    const want = await train();
-    await ready();
-    const got = await train();
-    got.forEach((weights, i) => {
-      weights.forEach((weight, j) => {
-        expect(weight).toBeCloseTo(want[i][j], 4);
-      });
-    });
-  });
+    },
+  );
 });

@@ -1,25 +1,22 @@
-import { repairTape } from '@matforge/engine';
+import { mendGradients } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
 import { convolutionGradients } from './convolution-gradients.ts';
 import { einsum, parseEinsum } from './einsum.ts';
-import { batchMatMul } from './matmul.ts';
-import { sameShape, sizeOf, sumTo } from './shapes.ts';
+import { sizeOf } from './shapes.ts';
 
 let repaired = false;
 
 /**
  * Registers the gradients that TensorFlow.js lacks or has wrong, on every backend, so that plain `tf` ops train: Einsum,
- * GatherNd, ScatterNd, StridedSlice, DepthToSpace, Cumprod, TopK, comparisons and logical ops (zero), GatherV2 with indices
- * on the path, BatchMatMul with broadcast batch axes, Unpack and SplitV into one piece, Tile (any rank, one sum), and
- * convolutions with dilation. With them come gradients of gradients: through results (exp, tanh, sigmoid, softmax), of
- * convolutions, pooling in two dimensions, average pooling in three, and elu. Calling it again changes nothing.
+ * GatherNd, ScatterNd, StridedSlice, MirrorPad, DepthToSpace, Cumprod, TopK, comparisons and logical ops (zero), GatherV2
+ * with indices on the path, Unpack and SplitV into one piece, convolutions with dilation, and what `mendGradients` of the
+ * engine mends. With them come gradients of gradients: through results (exp, tanh, sigmoid, softmax), of convolutions, pooling in two dimensions, average pooling in three, and elu. Calling it again changes nothing.
  */
 export function repairGradients(): void {
   if (repaired) return;
   repaired = true;
-  repairTape();
+  mendGradients();
   for (const config of [...missing(), ...convolutionGradients()]) tf.registerGradient(config);
-  wrap('BatchMatMul', broadcastMatMul);
   wrap('GatherV2', constantIndices);
   wrap('Unpack', listOfOne);
   wrap('SplitV', listOfOne);
@@ -38,27 +35,6 @@ function wrap(kernelName: string, make: (original: GradFunc) => GradFunc): void 
   const config: WrappedConfig = { ...original, gradFunc: make(original.gradFunc), matforgeOriginal: original };
   tf.registerGradient(config);
 }
-
-const broadcastMatMul =
-  (original: GradFunc): GradFunc =>
-  (dy, saved, attrs) => {
-    const [a, b] = saved;
-    const [batchA, batchB] = [a.shape.slice(0, -2), b.shape.slice(0, -2)];
-    if (sameShape(batchA, batchB)) return original(dy, saved, attrs);
-    const g = dy as tf.Tensor;
-    const { transposeA, transposeB } = attrs as unknown as { transposeA: boolean; transposeB: boolean };
-    const rows = (x: tf.Tensor): tf.Tensor => tf.reshape(x, [sizeOf(x.shape.slice(0, -1)), x.shape.at(-1)!]);
-    return {
-      a: () => sumTo(transposeA ? batchMatMul(b, g, transposeB, true) : batchMatMul(g, b, false, !transposeB), a.shape),
-      b: () => {
-        if (sizeOf(batchB) === 1 && !transposeA) {
-          const [left, right] = transposeB ? [rows(g), rows(a)] : [rows(a), rows(g)];
-          return tf.reshape(tf.matMul(left, right, true), b.shape);
-        }
-        return sumTo(transposeB ? batchMatMul(g, a, true, transposeA) : batchMatMul(a, g, !transposeA), b.shape);
-      },
-    };
-  };
 
 // tfjs hands the int32 indices back as their own gradient, which its tape then refuses.
 const constantIndices =
@@ -109,6 +85,11 @@ function missing(): tf.GradConfig[] {
       gradFunc: (dy, [x], attrs) => ({ x: () => stridedSliceGradient(dy as tf.Tensor, x.shape, attrs) }),
     },
     {
+      kernelName: 'MirrorPad',
+      inputsToSave: ['x'],
+      gradFunc: (dy, [x], attrs) => ({ x: () => mirrorPadGradient(dy as tf.Tensor, x.shape, attrs) }),
+    },
+    {
       kernelName: 'DepthToSpace',
       inputsToSave: ['x'],
       gradFunc: (dy, [x], attrs) => ({ x: () => spaceToDepth(dy as tf.Tensor, x.shape, attrs) }),
@@ -133,26 +114,6 @@ function missing(): tf.GradConfig[] {
             tf.scatterND(places, tf.reshape((dys as tf.Tensor[])[0], [indices.size]), [x.size]),
             x.shape,
           );
-        },
-      }),
-    },
-    {
-      kernelName: 'Tile',
-      inputsToSave: ['x'],
-      gradFunc: (dy, [x], attrs) => ({
-        x: () => {
-          const reps = attrs['reps'] as number[];
-          const split = tf.reshape(
-            dy as tf.Tensor,
-            x.shape.flatMap((n, i) => (reps[i] === 1 ? [n] : [reps[i], n])),
-          );
-          const axes: number[] = [];
-          let axis = 0;
-          for (const rep of reps) {
-            if (rep !== 1) axes.push(axis++);
-            axis++;
-          }
-          return tf.reshape(axes.length > 0 ? tf.sum(split, axes) : split, x.shape);
         },
       }),
     },
@@ -221,6 +182,33 @@ function stridedSliceGradient(dy: tf.Tensor, shape: number[], attrs: tf.NamedAtt
     ]);
     current[axis] = n;
   }
+  return tf.reshape(g, shape);
+}
+
+/** The borders, turned round, go back onto the entries that they repeat, axis by axis, each seen as [outer, axis, inner]. */
+function mirrorPadGradient(dy: tf.Tensor, shape: number[], attrs: tf.NamedAttrMap): tf.Tensor {
+  const { paddings, mode } = attrs as unknown as { paddings: [number, number][]; mode: 'reflect' | 'symmetric' };
+  const offset = mode === 'reflect' ? 1 : 0;
+  const current = dy.shape.slice();
+  let g = dy;
+  paddings.forEach(([left, right], axis) => {
+    if (left + right === 0) return;
+    const n = shape[axis];
+    const [outer, inner] = [sizeOf(current.slice(0, axis)), sizeOf(current.slice(axis + 1))];
+    g = tf.reshape(g, [outer, left + n + right, inner]);
+    const part = (from: number, length: number): tf.Tensor => tf.slice(g, [0, from, 0], [outer, length, inner]);
+    const border = (from: number, length: number, to: number): tf.Tensor =>
+      tf.pad(tf.reverse(part(from, length), 1), [
+        [0, 0],
+        [to, n - to - length],
+        [0, 0],
+      ]);
+    const parts = [part(left, n)];
+    if (left > 0) parts.push(border(0, left, offset));
+    if (right > 0) parts.push(border(left + n, right, n - offset - right));
+    g = tf.addN(parts);
+    current[axis] = n;
+  });
   return tf.reshape(g, shape);
 }
 

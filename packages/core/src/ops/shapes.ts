@@ -1,5 +1,3 @@
-import * as tf from '@tensorflow/tfjs';
-
 /** Number of entries of a shape. */
 export const sizeOf = (shape: readonly number[]): number => shape.reduce((size, n) => size * n, 1);
 
@@ -17,12 +15,4 @@ export function broadcastShape(a: readonly number[], b: readonly number[]): numb
     shape.push(n === 1 ? m : n);
   }
   return shape;
-}
-
-/** Sums a gradient back to the shape that was broadcast. */
-export function sumTo(x: tf.Tensor, shape: readonly number[]): tf.Tensor {
-  if (sameShape(x.shape, shape)) return x;
-  const lead = x.rank - shape.length;
-  const axes = x.shape.flatMap((n, i) => (i < lead || (shape[i - lead] === 1 && n !== 1) ? [i] : []));
-  return tf.reshape(axes.length > 0 ? tf.sum(x, axes) : x, shape as number[]);
 }

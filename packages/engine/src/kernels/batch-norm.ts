@@ -1,7 +1,7 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import { call as callKernel, heapModule, type KernelCall, type OwnKernel, view } from '../backend.ts';
-import { type Native, native } from '../native.ts';
+import { isCurrent, type Native, native } from '../native.ts';
 
 // y = (x − mean)·scale/√(variance + ε) + offset, the parameters repeated along other axes of x.
 
@@ -135,34 +135,59 @@ function plainGradients(dy: tf.Tensor, [x, mean, variance, scale]: Tensors, epsi
 
 type Gradients = Record<string, () => tf.Tensor>;
 
-/** Makes the gradient of tf.batchNorm one kernel on the wasm backend. */
+interface Layer {
+  gamma?: { read(): null };
+  beta?: { read(): null };
+  call(inputs: tf.Tensor | tf.Tensor[], kwargs: object): tf.Tensor;
+}
+const REPAIRED = Symbol.for('matforge.engine.batchNormLayer');
+
+/** Lets layers without scale or center train: tfjs reads the parameters then whether they have them or not. */
+export function repairBatchNormLayer(): void {
+  const [layer] = tf.serialization.SerializationMap.getMap().classNameMap.BatchNormalization ?? [];
+  const home = layer?.prototype as (Layer & { [REPAIRED]?: true }) | undefined;
+  if (!home || home[REPAIRED]) return;
+  home[REPAIRED] = true;
+  const { call } = home;
+  home.call = function (this: Layer, inputs, kwargs): tf.Tensor {
+    this.gamma ??= { read: () => null };
+    this.beta ??= { read: () => null };
+    return call.call(this, inputs, kwargs);
+  };
+}
+
+/** The gradient of tf.batchNorm: one kernel on the wasm backend with our module, plain ops elsewhere. */
 export function registerBatchNormGradient(): void {
-  if (tf.getKernel(GRADIENT, 'wasm')) tf.unregisterKernel(GRADIENT, 'wasm');
-  tf.registerKernel({ kernelName: GRADIENT, backendName: 'wasm', kernelFunc: gradients as unknown as tf.KernelFunc });
   tf.registerGradient({
     kernelName: 'FusedBatchNorm',
     inputsToSave: ['x', 'mean', 'variance', 'scale'],
     gradFunc: (upstream, saved, attrs) => {
       const dy = upstream as tf.Tensor;
-      const [x, mean, variance, scale] = saved as tf.Tensor[];
+      const [x, mean, variance, scale] = saved as Tensors;
       const varianceEpsilon = (attrs?.varianceEpsilon as number | undefined) ?? DEFAULT_EPSILON;
       const floats = [x, mean, variance, scale, dy].every(isFloat);
       const fused =
-        tf.getBackend() === 'wasm' &&
+        isCurrent() &&
         floats &&
-        // The tape keeps no place for an input that is not there.
-        scale !== undefined &&
-        [variance, scale].every(({ shape }) => tf.util.arraysEqual(shape, mean.shape)) &&
+        [variance, scale].every((tensor) => !tensor || tf.util.arraysEqual(tensor.shape, mean.shape)) &&
         x.size > 0 &&
         layoutOf(x.shape, mean.shape) !== null;
       if (!fused) return plainGradients(dy, [x, mean, variance, scale], varianceEpsilon);
       // All at once: they share the pass over x.
       const [dx, dMean, dVariance, dScale, dOffset] = tf
         .engine()
-        .runKernel(GRADIENT, { x, mean, variance, scale, dy }, { varianceEpsilon }) as unknown as tf.Tensor[];
+        .runKernel(GRADIENT, { x, mean, variance, scale, dy } as tf.NamedTensorMap, {
+          varianceEpsilon,
+        }) as unknown as tf.Tensor[];
       return { x: () => dx, mean: () => dMean, variance: () => dVariance, scale: () => dScale, offset: () => dOffset };
     },
   });
+}
+
+/** Brings that kernel to the wasm backend. */
+export function registerBatchNormKernel(): void {
+  if (tf.getKernel(GRADIENT, 'wasm')) tf.unregisterKernel(GRADIENT, 'wasm');
+  tf.registerKernel({ kernelName: GRADIENT, backendName: 'wasm', kernelFunc: gradients as unknown as tf.KernelFunc });
   // With r = 1/√(variance + ε), d = x − mean and k = r·e − ½·s·r³·c, where a, b, c, e, f are the cotangents of dx, dmean,
   // dvariance, dscale and doffset, the sum of all products is Σ dy·(s·r·(a − b) + k·d + f).
   tf.registerGradient({
@@ -170,11 +195,12 @@ export function registerBatchNormGradient(): void {
     inputsToSave: ['x', 'mean', 'variance', 'scale', 'dy'],
     gradFunc: (upstream, saved, attrs) => {
       const [a, b, c, e, f] = upstream as tf.Tensor[];
-      const [x, mean, variance, scale, dy] = saved as tf.Tensor[];
+      const [x, mean, variance, scale, dy] = saved as [...Tensors, tf.Tensor];
+      const scaled = (t: tf.Tensor): tf.Tensor => (scale ? tf.mul(scale, t) : t);
       const root = (): tf.Tensor => tf.rsqrt(tf.add(variance, attrs?.varianceEpsilon as number));
       const cube = (): tf.Tensor => tf.mul(tf.square(root()), root());
       const centred = (): tf.Tensor => tf.sub(x, mean);
-      const along = (): tf.Tensor => tf.sub(tf.mul(root(), e), tf.mul(tf.mul(tf.mul(scale, cube()), c), 0.5));
+      const along = (): tf.Tensor => tf.sub(tf.mul(root(), e), tf.mul(tf.mul(scaled(cube()), c), 0.5));
       const sum = (t: tf.Tensor): tf.Tensor => reduceTo(t, mean.shape);
       const difference = (): tf.Tensor => sum(tf.mul(dy, tf.sub(a, b)));
       const dot = (): tf.Tensor => sum(tf.mul(dy, centred()));
@@ -183,12 +209,12 @@ export function registerBatchNormGradient(): void {
         mean: () => tf.neg(tf.mul(along(), sum(dy))),
         // r′ = −½r³ and (r³)′ = −3/2·r⁵.
         variance: () => {
-          const first = tf.mul(tf.add(tf.mul(scale, difference()), tf.mul(e, dot())), -0.5);
-          const second = tf.mul(tf.mul(tf.mul(tf.mul(scale, c), dot()), tf.square(root())), 0.75);
+          const first = tf.mul(tf.add(scaled(difference()), tf.mul(e, dot())), -0.5);
+          const second = tf.mul(tf.mul(tf.mul(scaled(c), dot()), tf.square(root())), 0.75);
           return tf.mul(cube(), tf.add(first, second));
         },
         scale: () => tf.sub(tf.mul(root(), difference()), tf.mul(tf.mul(tf.mul(cube(), c), dot()), 0.5)),
-        dy: () => tf.add(tf.add(tf.mul(tf.mul(scale, root()), tf.sub(a, b)), tf.mul(along(), centred())), f),
+        dy: () => tf.add(tf.add(tf.mul(scaled(root()), tf.sub(a, b)), tf.mul(along(), centred())), f),
       };
     },
   });
