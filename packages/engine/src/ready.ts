@@ -17,9 +17,9 @@ export interface ReadyOptions {
    */
   wasmPaths?: string | Record<string, string>;
   /**
-   * How many threads share the work of a kernel, the calling one included. Default MATFORGE_THREADS, or one for each
-   * processor, at most 16; 1 where memory cannot be shared: in pages that are not cross-origin isolated, and when the wasm
-   * backend had been started before, without threads (`engineInfo()` tells).
+   * How many threads share the work of a kernel, the calling one included; more than 32 count as 32. Default
+   * MATFORGE_THREADS, or one for each processor, at most 16; 1 where memory cannot be shared: in pages that are not
+   * cross-origin isolated, and when the wasm backend had been started before, without threads (`engineInfo()` tells).
    */
   threads?: number;
 }

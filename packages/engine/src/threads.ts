@@ -25,7 +25,8 @@ interface Part {
 
 const STACK_BYTES = 1 << 16;
 const MOST_ARGUMENTS = 24;
-const MOST_THREADS = 32;
+/** More than that many threads are never used. */
+export const MOST_THREADS = 32;
 // What fits into its part of the ticket, with room for every thread to look once too often.
 const MOST_PIECES = 127;
 const GEOMETRY_INTS = 16;
@@ -45,7 +46,7 @@ export class Pool {
   private readonly job: Float64Array;
   private readonly geometries: number;
   private readonly runPieces: (worker: number) => void;
-  private workers: Worker[] | null = null;
+  private workers: Worker[] = [];
   private mayWait = false;
   private scratch = { at: 0, bytes: 0 };
   private jobs = 0;
@@ -63,18 +64,20 @@ export class Pool {
     this.job = new Float64Array(buffer, at + CONTROL_BYTES, JOB_BYTES / 8);
     this.geometries = at + CONTROL_BYTES + JOB_BYTES;
     this.runPieces = threadBody(exports, this.control, this.job).runPieces;
+    this.resize(size);
   }
 
-  /** Sets how many threads share the work from now on. */
+  /** Sets how many threads share the work from now on. Workers beyond them sleep until they are wanted again. */
   resize(size: number): void {
     this.size = size;
-    for (const worker of this.workers ?? []) worker.terminate();
-    this.workers = null;
+    Atomics.store(this.control, Word.limit, size);
+    Atomics.notify(this.control, Word.limit);
   }
 
-  /** The address of `threads` work areas of so many bytes, one behind the other. */
+  /** The address of work areas of so many bytes, one behind the other, for every thread that there is. */
   work(bytes: number): number {
-    const all = bytes * this.size;
+    // A worker may have looked at the limit just before it fell.
+    const all = bytes * Math.max(this.size, this.workers.length + 1);
     if (all > this.scratch.bytes) {
       if (this.scratch.at !== 0) this.heap.free(this.scratch.at);
       this.scratch = { at: 0, bytes: 0 };
@@ -121,7 +124,7 @@ export class Pool {
       }
       return;
     }
-    this.workers ??= this.start();
+    if (this.workers.length < this.size - 1) this.start();
     const { control, job } = this;
     job[0] = this.functions.get(name)!;
     job[1] = parts.length;
@@ -156,17 +159,19 @@ export class Pool {
     }
   }
 
-  private start(): Worker[] {
+  private start(): void {
     const { memory } = this.heap;
-    const workers: Worker[] = [];
+    const { workers } = this;
     const failed = (cause: unknown): void => {
       if (this.workers !== workers) return;
+      for (const worker of workers) worker.terminate();
+      this.workers = [];
       this.resize(1);
       console.warn(`engine: no worker threads, going on with 1: ${cause}`);
     };
     this.mayWait = maySleep(this.control);
     try {
-      for (let index = 1; index < this.size; index++) {
+      for (let index = workers.length + 1; index < this.size; index++) {
         const stack = (this.heap.malloc(STACK_BYTES) + STACK_BYTES) & ~15;
         const { byteOffset } = this.control;
         const start = { module: this.module, memory, stack, index, at: byteOffset, job: this.job.byteOffset };
@@ -174,9 +179,9 @@ export class Pool {
       }
     } catch (error) {
       // Forbidden here (content security policy, permissions): the calling thread does all pieces.
-      console.warn(`engine: no worker threads, going on with ${workers.length + 1}: ${error}`);
+      this.resize(workers.length + 1);
+      console.warn(`engine: no worker threads, going on with ${this.size}: ${error}`);
     }
-    return workers;
   }
 }
 
@@ -187,7 +192,7 @@ function argument({ base, steps, along: direction, chunk }: Part, along: readonl
 }
 
 /** Words of the control block. `ticket` holds number of the job, its pieces and the next piece. */
-const Word = { ticket: 0, done: 16, sleepers: 32, failed: 48 } as const;
+const Word = { ticket: 0, done: 16, sleepers: 32, failed: 48, limit: 49 } as const;
 
 /** Whether the calling thread may sleep; the main thread of a page may not. */
 function maySleep(control: Int32Array): boolean {
@@ -210,6 +215,7 @@ function threadBody(exports: object, control: Int32Array, job: Float64Array) {
   const doneWord = 16;
   const sleepersWord = 32;
   const failedWord = 48;
+  const limitWord = 49;
   const functions = Object.values(exports) as ((...values: number[]) => number)[];
   const body = {
     isOpen(ticket: number): boolean {
@@ -248,6 +254,8 @@ function threadBody(exports: object, control: Int32Array, job: Float64Array) {
     /** Serves for ever. Looks for the next job a while before it sleeps: steps of training follow each other closely. */
     serve(worker: number): void {
       for (let spins = 0; ; spins++) {
+        const limit = Atomics.load(control, limitWord);
+        if (worker >= limit) Atomics.wait(control, limitWord, limit);
         const ticket = Atomics.load(control, ticketWord);
         if (body.isOpen(ticket)) {
           body.runPieces(worker);

@@ -229,6 +229,20 @@ describe('a kernel that threads share', () => {
     expect(panels()).toEqual([true, true]);
   });
 
+  it('takes no more memory however often the number of threads changes', () => {
+    const given = EXAMPLES.mf_softmax();
+    const expected = outcome(() => kernels.mf_softmax(...given.args), given);
+    const turn = (count: number): void => {
+      pool.resize(count);
+      expect(outcome(() => shared.mf_softmax(...given.args), given)).toEqual(expected);
+    };
+    [2, 4, 1, 3].forEach(turn);
+    const before = next;
+    for (let i = 0; i < 50; i++) turn(1 + (i % 4));
+    expect(next).toBe(before);
+    pool.resize(3);
+  });
+
   it('fails on the calling thread when it fails on another', () => {
     // Far beyond the end of the memory.
     const outside = [0, 0, 8, 8, 8, 2 ** 31, 8, 2 ** 31, 8, 2 ** 31, 8, 0, 2 ** 31].map((base) => ({ base }));
