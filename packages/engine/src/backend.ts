@@ -78,17 +78,52 @@ export function call(
 
 const LARGEST_HEAP = 2 ** 32;
 
+/** What kernels that run now have made on a backend, and what they hold on to once more; the innermost one's comes last. */
+interface Ledger {
+  depth: number;
+  readonly made: object[];
+  readonly held: object[];
+}
+const LEDGER = Symbol.for('matforge.engine.ledger');
+type Guarded = BackendWasm & { [LEDGER]?: Ledger };
+
+/** The same kernel, which takes back what it has made when it fails half-way. */
+export function whole<K extends OwnKernel>(kernel: K): K {
+  const run: OwnKernel = (call) => {
+    const ledger = (call.backend as Guarded)[LEDGER];
+    if (!ledger) return kernel(call);
+    const { made, held } = ledger;
+    const madeBefore = made.length;
+    const heldBefore = held.length;
+    ledger.depth++;
+    try {
+      return kernel(call);
+    } catch (error) {
+      while (held.length > heldBefore) call.backend.disposeData(held.at(-1)!);
+      while (made.length > madeBefore) call.backend.disposeData(made.pop()!, true);
+      throw error;
+    } finally {
+      if (--ledger.depth === 0) {
+        made.length = 0;
+        held.length = 0;
+      }
+    }
+  };
+  return run as K;
+}
+
 /**
- * Makes allocation failures and complex tensors honest on one backend instance.
+ * Makes allocation failures and complex tensors honest on one backend instance, and keeps the books for {@link whole}.
  *
  * The stock backend takes a null pointer for a tensor's address when the heap cannot grow and then overwrites its own
  * low addresses; here that is an error before anything is written. Complex tensors are stored as interleaved pairs.
  */
 export function guard(backend: BackendWasm): void {
-  const guarded = backend as BackendWasm & { [GUARDED]?: true };
-  if (guarded[GUARDED]) return;
-  guarded[GUARDED] = true;
-  const { move, readSync } = backend;
+  const guarded = backend as Guarded;
+  if (guarded[LEDGER]) return;
+  const ledger: Ledger = { depth: 0, made: [], held: [] };
+  guarded[LEDGER] = ledger;
+  const { disposeData, incRef, move, readSync, write } = backend;
   const module = heapModule(backend);
   // Emscripten replaces its stub of a function by the real one on the first call, and with it what was put there before.
   module._free(module._malloc(8));
@@ -119,6 +154,18 @@ export function guard(backend: BackendWasm): void {
     const last = end ?? tf.util.sizeFromShape(shape);
     return new Float32Array(module.HEAPU8.slice(memoryOffset + 8 * (start ?? 0), memoryOffset + 8 * last).buffer);
   };
+  backend.write = (values, shape, dtype) => {
+    const dataId = write.call(backend, values, shape, dtype);
+    if (ledger.depth > 0) ledger.made.push(dataId);
+    return dataId;
+  };
+  backend.incRef = (dataId) => {
+    incRef.call(backend, dataId);
+    if (ledger.depth > 0) ledger.held.push(dataId);
+  };
+  backend.disposeData = (dataId, force) => {
+    const at = ledger.held.lastIndexOf(dataId);
+    if (at >= 0) ledger.held.splice(at, 1);
+    return disposeData.call(backend, dataId, force);
+  };
 }
-
-const GUARDED = Symbol.for('matforge.engine.guarded');

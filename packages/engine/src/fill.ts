@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import { type Kernel, type KernelCall, view } from './backend.ts';
+import { type Kernel, type KernelCall, view, whole } from './backend.ts';
 
 type Backend = tf.KernelBackend & {
   write(values: tf.backend_util.BackendValues, shape: number[], dtype: tf.DataType): object;
@@ -22,7 +22,9 @@ export function viaCpu(name: string): Kernel {
     };
     try {
       const result = run({ inputs: mapInfos(inputs, lend), attrs, backend: cpu });
-      const outputs = (Array.isArray(result) ? result : [result]).map((info) => takeFromCpu(info, backend, cpu));
+      const results = Array.isArray(result) ? result : [result];
+      lent.push(...results);
+      const outputs = results.map((info) => takeFromCpu(info, backend, cpu));
       return Array.isArray(result) ? outputs : outputs[0];
     } finally {
       for (const { dataId } of lent) cpu.disposeData(dataId);
@@ -84,11 +86,12 @@ function isForStock(name: string, { inputs, attrs }: KernelCall): boolean {
 /** `first`, unless its inputs are of a kind that only the cpu backend knows or it refuses them. */
 export function orViaCpu(name: string, first: Kernel): Kernel {
   if (!tf.getKernel(name, 'cpu')) return first;
+  const stock = whole(first);
   const second = viaCpu(name);
   return (args) => {
     if (!isForStock(name, args) || BEYOND[name]?.(args)) return second(args);
     try {
-      return first(args);
+      return stock(args);
     } catch (error) {
       if (String(error).includes('out of memory')) throw error;
       return second(args);
@@ -130,7 +133,5 @@ function takeFromCpu(info: tf.TensorInfo, wasm: BackendWasm, cpu: Backend): tf.T
   // Positions of maxima come as floats that are called integers.
   const isTyped = dtype === 'int32' ? values instanceof Int32Array : ArrayBuffer.isView(values);
   const typed = dtype === 'string' || isTyped ? values : tf.util.toTypedArray(values as never, dtype);
-  const dataId = wasm.write(typed as tf.backend_util.BackendValues, shape, dtype);
-  cpu.disposeData(info.dataId);
-  return { dataId, shape, dtype };
+  return { dataId: wasm.write(typed as tf.backend_util.BackendValues, shape, dtype), shape, dtype };
 }

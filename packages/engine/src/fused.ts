@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import type { KernelCall } from './backend.ts';
+import { type KernelCall, whole } from './backend.ts';
 import { FUNCTIONS } from './kernels/matmul.ts';
 import { native } from './native.ts';
 
@@ -631,7 +631,7 @@ const GRADIENTS: Record<string, Gradient> = {
 export function registerFused(): void {
   for (const [kernelName, kernelFunc] of Object.entries(KERNELS)) {
     if (tf.getKernel(kernelName, 'wasm')) tf.unregisterKernel(kernelName, 'wasm');
-    tf.registerKernel({ kernelName, backendName: 'wasm', kernelFunc: kernelFunc as unknown as tf.KernelFunc });
+    tf.registerKernel({ kernelName, backendName: 'wasm', kernelFunc: whole(kernelFunc) as unknown as tf.KernelFunc });
   }
   for (const [kernelName, { gradient, ...saves }] of Object.entries(GRADIENTS)) {
     tf.registerGradient({ kernelName, ...saves, gradFunc: gradient as unknown as tf.GradFunc });

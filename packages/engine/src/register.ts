@@ -1,5 +1,5 @@
 import * as tf from '@tensorflow/tfjs';
-import type { Kernel, OwnKernel } from './backend.ts';
+import { type Kernel, type OwnKernel, whole } from './backend.ts';
 import { orViaCpu, viaCpu } from './fill.ts';
 import { batchNorm, registerBatchNormKernel } from './kernels/batch-norm.ts';
 import * as broadcast from './kernels/broadcast.ts';
@@ -184,7 +184,7 @@ export function registerKernels(withNative: boolean): void {
       // Stock kernels call each other's functions, so each is still set up even where it is replaced.
       setupFunc: before?.setupFunc,
       disposeFunc: before?.disposeFunc,
-      kernelFunc: kernel as unknown as tf.KernelFunc,
+      kernelFunc: whole(kernel) as unknown as tf.KernelFunc,
     });
   }
   mendGradients();

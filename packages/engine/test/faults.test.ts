@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import { guard, heapMemory } from '../src/backend.ts';
+import { guard, heapMemory, heapModule } from '../src/backend.ts';
 import { registerFused } from '../src/fused.ts';
 import { adamStep, causalSoftmax, engineInfo, gelu, layerNorm, ready, softmaxCrossEntropy } from '../src/index.ts';
 import { registerKernels } from '../src/register.ts';
@@ -185,6 +185,149 @@ describe('the memory of the backend', () => {
     expect(backend.wasm._malloc(100)).toBe(2 ** 32 - 200);
     expect(() => backend.wasm._malloc(101)).toThrow(/out of memory: a work area needs 101 bytes/);
     expect(freed).toEqual([2 ** 32 - 200]);
+  });
+});
+
+describe('a kernel that fails half-way', () => {
+  const wasm = () => tf.backend() as BackendWasm;
+  const state = () => {
+    const { numTensors, numDataBuffers, numBytes } = tf.memory();
+    return [
+      wasm().numDataIds(),
+      (tf.findBackend('cpu') as tf.KernelBackend).numDataIds(),
+      numTensors,
+      numDataBuffers,
+      numBytes,
+    ];
+  };
+
+  /** Runs `f` with room for 0, 1, 2, ... allocations, until it comes to an end; how many there were. */
+  function withEveryFailure(f: () => void, check: () => void): number {
+    const module = heapModule(wasm());
+    const malloc = module._malloc;
+    for (let room = 0; room < 100; room++) {
+      let left = room;
+      let ended = false;
+      module._malloc = (bytes) => {
+        if (left-- > 0) return malloc(bytes);
+        throw new Error('engine: out of memory: no room in this test.');
+      };
+      try {
+        f();
+        ended = true;
+      } catch (error) {
+        expect(String(error)).toContain('no room in this test');
+      } finally {
+        module._malloc = malloc;
+      }
+      check();
+      if (ended) return room;
+    }
+    throw new Error('no end');
+  }
+
+  type Row = [name: string, shapes: number[][], f: (...xs: tf.Tensor[]) => unknown, least: number];
+  const complex = (a: tf.Tensor, b: tf.Tensor): tf.Tensor => tf.complex(a, b);
+  it.each<Row>([
+    ['split', [[6, 4]], (x) => tf.split(x, 3), 3],
+    ['unstack', [[3, 4]], (x) => tf.unstack(x), 3],
+    [
+      'einsum',
+      [
+        [2, 3, 4],
+        [4, 5],
+      ],
+      (a, b) => tf.einsum('bij,jk->kbi', a, b),
+      2,
+    ],
+    [
+      'einsum of three',
+      [
+        [2, 3],
+        [3, 4],
+        [4, 5],
+      ],
+      (...xs) => tf.einsum('ij,jk,kl->li', ...xs),
+      3,
+    ],
+    [
+      'batch norm, composed',
+      [
+        [2, 3, 4],
+        [1, 3, 1],
+      ],
+      (x, v) =>
+        tf
+          .engine()
+          .runKernel(
+            'FusedBatchNorm',
+            { x, mean: tf.engine().runKernel('Identity', { x }) as tf.Tensor, variance: v },
+            {},
+          ),
+      3,
+    ],
+    [
+      'fused product',
+      [[2, 3], [3, 4], [4]],
+      (a, b, bias) =>
+        tf.fused.matMul({
+          a: a as tf.Tensor2D,
+          b: b as tf.Tensor2D,
+          bias,
+          activation: 'prelu',
+          preluActivationWeights: bias,
+        }),
+      1,
+    ],
+    [
+      'Fourier transform',
+      [
+        [2, 6],
+        [2, 6],
+      ],
+      (a, b) => tf.fft(complex(a, b)),
+      2,
+    ],
+    [
+      'a kernel of the cpu backend with two results',
+      [[1, 4, 4, 1]],
+      (x) => tf.maxPoolWithArgmax(x as tf.Tensor4D, 2, 2, 'valid'),
+      2,
+    ],
+    ['sums of a part', [[3, 4, 5]], (x) => tf.sum(tf.transpose(x, [2, 0, 1]), [0, 2]), 2],
+    ['layer norm', [[3, 4], [4], [4]], (x, gamma, beta) => layerNorm(x, gamma, beta), 1],
+  ])('%s: what it has made is freed, and its inputs are as they were', async (_, shapes, f, least) => {
+    await ready();
+    const xs = shapes.map((shape, i) => values(shape, i + 1));
+    const numbers = xs.map((x) => x.arraySync());
+    // Work areas grow once, caches fill once.
+    tf.tidy(() => void f(...xs));
+    const before = state();
+    const count = withEveryFailure(
+      () => tf.tidy(() => void f(...xs)),
+      () => {
+        expect(state()).toEqual(before);
+        expect(xs.map((x) => wasm().refCount(x.dataId))).toEqual(xs.map(() => 1));
+        expect(xs.map((x) => x.arraySync())).toEqual(numbers);
+      },
+    );
+    expect(count).toBeGreaterThanOrEqual(least);
+    tf.dispose(xs);
+    expect(state()[2]).toBe(before[2] - xs.length);
+  });
+
+  it('a stock kernel that traps leaves its output to nobody: the cpu backend computes it anew', async () => {
+    await ready();
+    const [a, b] = [tf.tensor1d([5, 7, 9], 'int32'), tf.tensor1d([2, 0, 4], 'int32')];
+    const before = state();
+    tf.tidy(() => {
+      const c = tf.mod(a, b);
+      expect(wasm().numDataIds()).toBe(before[0] + 1);
+      const [first, , third] = c.dataSync();
+      expect([first, third]).toEqual([1, 1]);
+    });
+    expect(state()).toEqual(before);
+    tf.dispose([a, b]);
   });
 });
 

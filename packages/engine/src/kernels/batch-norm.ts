@@ -1,6 +1,6 @@
 import * as tf from '@tensorflow/tfjs';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import { call as callKernel, heapModule, type KernelCall, type OwnKernel, view } from '../backend.ts';
+import { call as callKernel, heapModule, type KernelCall, type OwnKernel, view, whole } from '../backend.ts';
 import { isCurrent, type Native, native } from '../native.ts';
 
 // y = (x − mean)·scale/√(variance + ε) + offset, the parameters repeated along other axes of x.
@@ -187,7 +187,11 @@ export function registerBatchNormGradient(): void {
 /** Brings that kernel to the wasm backend. */
 export function registerBatchNormKernel(): void {
   if (tf.getKernel(GRADIENT, 'wasm')) tf.unregisterKernel(GRADIENT, 'wasm');
-  tf.registerKernel({ kernelName: GRADIENT, backendName: 'wasm', kernelFunc: gradients as unknown as tf.KernelFunc });
+  tf.registerKernel({
+    kernelName: GRADIENT,
+    backendName: 'wasm',
+    kernelFunc: whole(gradients) as unknown as tf.KernelFunc,
+  });
   // With r = 1/√(variance + ε), d = x − mean and k = r·e − ½·s·r³·c, where a, b, c, e, f are the cotangents of dx, dmean,
   // dvariance, dscale and doffset, the sum of all products is Σ dy·(s·r·(a − b) + k·d + f).
   tf.registerGradient({
