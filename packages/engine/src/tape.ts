@@ -25,7 +25,9 @@ const REPAIRED = Symbol.for('matforge.engine.tape');
  *
  * The copies of results that an op keeps for its gradient are written on the tape before the op itself, and since the tape
  * is read in order, what a gradient owes to them is lost: the second derivative of exp is refused, that of tanh a part
- * short. Here they go behind the op. Holds for every backend; calling it again changes nothing.
+ * short. Here they go behind the op.
+ *
+ * And where a function or its gradient fails, all copies that were kept until then are freed; in tfjs they stay. Holds for every backend; calling it again changes nothing.
  */
 export function repairTape(): void {
   const engine = tf.engine() as unknown as {
@@ -33,7 +35,9 @@ export function repairTape(): void {
     saveTensorsForBackwardMode(tensors: Maybe[]): Maybe[];
     keep(tensor: tf.Tensor): tf.Tensor;
     clone(tensor: tf.Tensor): tf.Tensor;
-    state: { activeTape: TapeNode[] };
+    gradients(...args: unknown[]): tf.TensorContainer;
+    tidy<T extends tf.TensorContainer>(f: () => T): T;
+    state: { activeTape: TapeNode[] | null; gradientDepth: number };
     [REPAIRED]?: true;
   };
   if (engine[REPAIRED]) return;
@@ -44,7 +48,7 @@ export function repairTape(): void {
   const add = engine.addTapeNode;
   engine.addTapeNode = function (this: typeof engine, kernelName, inputs, outputs, gradient, saved, attrs): void {
     add.call(this, kernelName, present(inputs), outputs, gradient, saved, attrs);
-    const tape = this.state.activeTape;
+    const tape = this.state.activeTape!;
     const node = tape.at(-1)!;
     // What tfjs disposes of in the end; the gradient has a list of its own.
     if (saved.includes(undefined)) node.saved = saved.filter(Boolean);
@@ -52,6 +56,18 @@ export function repairTape(): void {
     while (at > 0 && saved.includes(tape[at - 1].outputs[0])) at--;
     tape.copyWithin(at + 1, at, -1);
     tape[at] = node;
+  };
+  const differentiate = engine.gradients;
+  engine.gradients = function (this: typeof engine, ...args): tf.TensorContainer {
+    try {
+      return this.tidy(() => differentiate.apply(this, args));
+    } catch (error) {
+      if (this.state.gradientDepth === 0) {
+        tf.dispose(this.state.activeTape?.flatMap(({ saved }) => saved as tf.Tensor[]) ?? []);
+        this.state.activeTape = null;
+      }
+      throw error;
+    }
   };
 }
 

@@ -316,6 +316,20 @@ describe('a kernel that fails half-way', () => {
     expect(state()[2]).toBe(before[2] - xs.length);
   });
 
+  it('a training step that runs out of memory can be taken again', async () => {
+    await ready();
+    const [w, v] = [variable(() => values([4, 5], 1)), variable(() => values([5, 1], 2))];
+    const x = values([3, 4], 3);
+    const optimizer = tf.train.sgd(0.1);
+    const loss = () => tf.mean(tf.square(tf.matMul(gelu(tf.matMul(x, w)), tf.tanh(v)))) as tf.Scalar;
+    const step = () => optimizer.minimize(loss);
+    step();
+    const before = state();
+    expect(withEveryFailure(step, () => expect(state()).toEqual(before))).toBeGreaterThan(10);
+    tf.dispose([w, v, x]);
+    optimizer.dispose();
+  });
+
   it('a stock kernel that traps leaves its output to nobody: the cpu backend computes it anew', async () => {
     await ready();
     const [a, b] = [tf.tensor1d([5, 7, 9], 'int32'), tf.tensor1d([2, 0, 4], 'int32')];
