@@ -27,7 +27,8 @@ const REPAIRED = Symbol.for('matforge.engine.tape');
  * is read in order, what a gradient owes to them is lost: the second derivative of exp is refused, that of tanh a part
  * short. Here they go behind the op.
  *
- * And where a function or its gradient fails, all copies that were kept until then are freed; in tfjs they stay. Holds for every backend; calling it again changes nothing.
+ * And where a function or its gradient fails, the copies that were kept until then are freed; in tfjs they stay. All of it
+ * holds for every backend; calling it again changes nothing.
  */
 export function repairTape(): void {
   const engine = tf.engine() as unknown as {
