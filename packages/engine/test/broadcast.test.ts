@@ -150,7 +150,9 @@ describe('functions of one tensor', () => {
       expect([...tf.clipByValue(tf.tensor1d(numbers), -0.5, 1).dataSync()]).toEqual([Number.NaN, -0.5, -0.25, 1, 1]);
       const small = [-1e-8, -1e-6, -1e-3];
       const relative = (got: tf.Tensor, scale: number): number =>
-        got.dataSync().reduce((most, y, i) => Math.max(most, Math.abs(y / (scale * Math.expm1(small[i])) - 1)), 0);
+        got
+          .dataSync<'float32'>()
+          .reduce((most, y, i) => Math.max(most, Math.abs(y / (scale * Math.expm1(small[i])) - 1)), 0);
       expect(relative(tf.elu(tf.tensor1d(small)), 1)).toBeLessThan(3e-7);
       expect(relative(tf.selu(tf.tensor1d(small)), 1.7580993408473766)).toBeLessThan(3e-7);
     });
