@@ -16,6 +16,7 @@ import { type ProfileRow, profileOf, profileSvg } from './profile.ts';
 import { type Project, readProject } from './project.ts';
 import { flatten, macs, rawSamples } from './samples.ts';
 
+/** Options of {@link compile}. */
 export interface CompileOptions {
   /** Default `c`, or `hls` when the project has no C99 flavour. */
   flavour?: Flavour;
@@ -25,6 +26,7 @@ export interface CompileOptions {
   flags?: readonly string[];
 }
 
+/** Output of the compiled program for one batch. */
 export interface CsimResult {
   /** Raw integers, [batch, ...shape of the output]. */
   raw: RawData;
@@ -41,6 +43,7 @@ export interface LayerComparison {
   mismatches: number;
 }
 
+/** What {@link Csim.compare} found: the compiled program against the simulator, integer by integer. */
 export interface ComparisonReport {
   flavour: Flavour;
   compiler: string;

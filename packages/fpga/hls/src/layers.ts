@@ -42,8 +42,11 @@ export interface Dialect {
   softmax(layer: LayerPlan): string;
 }
 
+/** C type of a node's result: `input_t` or `layerN_t`. */
 export const typeName = (node: QfxNode): string => (node.op === 'input' ? 'input_t' : `layer${node.id}_t`);
+/** Macro with the number of elements of a node's result: `N_INPUT` or `N_LAYER_N`. */
 export const sizeName = (node: QfxNode): string => (node.op === 'input' ? 'N_INPUT' : `N_LAYER_${node.id}`);
+/** Name of a constant of one layer: `LAYERN_NAME`. */
 export const constant = (layer: LayerPlan, name: string): string => `LAYER${layer.id}_${name}`;
 
 /** The parameters of a layer's function: one array for each input, one for the result. */
@@ -67,6 +70,7 @@ export function layerFunction(layer: LayerPlan, dialect: Dialect): string {
   );
 }
 
+/** The whole text of the function that copies the result of `source` to each of its readers. */
 export function cloneFunction(clone: ClonePlan, source: QfxNode): string {
   const type = typeName(source);
   const size = sizeName(source);

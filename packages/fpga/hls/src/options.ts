@@ -7,14 +7,19 @@ export type Flavour = 'c' | 'hls';
 /** How the top function meets the world. `io_parallel` is hls4ml's name for partitioned arrays with `ap_vld`. */
 export type IoType = 'io_parallel' | 'axis' | 'm_axi';
 
+/** How the multiplications of a layer are spread over time and hardware. */
 export interface LayerOptions {
   /** Multiplications that one multiplier does; an illegal value moves to the nearest legal one, with a warning. */
   reuseFactor?: number;
+  /** Default that of the graph, else `latency`. */
   strategy?: Strategy;
   /** Output positions of a convolution computed at once. Must divide the number of positions. Default 1. */
   parallelizationFactor?: number;
 }
 
+/**
+ * Options of every emitter. The members of {@link LayerOptions} hold for all layers that `layers` does not set.
+ */
 export interface EmitOptions extends LayerOptions {
   /** Name of the top function and of the files. A C identifier. Default the graph's name. */
   name?: string;
@@ -44,7 +49,9 @@ export interface Hls4mlAliases {
   LayerName?: Record<string, LayerOptions & Hls4mlAliases>;
 }
 
+/** Checked options with every default filled in, as {@link resolveOptions} returns them. */
 export interface Settings extends Required<Omit<EmitOptions, 'layers' | keyof LayerOptions>> {
+  /** For layers without an entry of their own in `layers`. */
   readonly defaults: LayerOptions;
   readonly layers: Readonly<Record<string, LayerOptions>>;
 }

@@ -42,6 +42,7 @@ export interface Buffer {
   readonly size: number;
 }
 
+/** One layer of the top function: what it reads and writes, and its folding. */
 export interface LayerPlan {
   readonly node: QfxNode;
   readonly id: number;
@@ -56,7 +57,9 @@ export interface LayerPlan {
   readonly strategy: Strategy;
   /** Reuse factor after moving it to the nearest legal one; 1 for layers without a matrix. */
   readonly reuse: number;
+  /** Of all positions that are computed at once; 0 for layers without a matrix. */
   readonly multipliers: number;
+  /** Output positions computed at once. */
   readonly parallel: number;
   /** Arrays between the layers are partitioned. */
   readonly parallelIo: boolean;
@@ -68,6 +71,7 @@ export interface ClonePlan {
   readonly to: readonly Buffer[];
 }
 
+/** One call in the top function. */
 export type Step = { kind: 'layer'; layer: LayerPlan } | { kind: 'clone'; clone: ClonePlan };
 
 /** Everything both flavours agree on: order, names, arrays, reuse factors. */

@@ -21,6 +21,7 @@ import { rawRange } from './casts.ts';
 import { describe } from './plan.ts';
 import { decimal } from './text.ts';
 
+/** Which tensor of a layer a {@link ProfileRow} describes; `accum` is the sum before the cast. */
 export type TensorRole = 'input' | 'weight' | 'bias' | 'accum' | 'result';
 
 /** What the calibration samples did with one tensor. */

@@ -26,6 +26,7 @@ import {
 import { makefile, tclFiles } from './scripts.ts';
 import { testbenchC, testbenchCpp, vectorFiles } from './testbench.ts';
 
+/** Options of {@link emitProject} and {@link writeProject}. */
 export interface ProjectOptions extends EmitOptions, Hls4mlAliases {
   /** Default both. */
   flavours?: readonly Flavour[];
@@ -108,6 +109,7 @@ function staticFiles(layout: Plan, flavours: readonly Flavour[]): Record<string,
   };
 }
 
+/** JSON text of a file: two blanks to a level, a newline at the end. */
 export function json(value: unknown): string {
   return `${JSON.stringify(value, null, 2)}\n`;
 }

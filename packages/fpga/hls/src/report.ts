@@ -9,9 +9,14 @@ export interface LayerEstimate {
   BRAM_18K: number;
   /** Clock cycles between two inferences. */
   II: number;
+  /** Clock cycles of one inference. */
   cycles: number;
 }
 
+/**
+ * Analytic estimates by layer name. In `total` resources and `cycles` are sums and `II` is the maximum; `clockPeriod` is in
+ * nanoseconds.
+ */
 export interface EstimateReport {
   readonly layers: Readonly<Record<string, LayerEstimate>>;
   readonly total: LayerEstimate;

@@ -16,6 +16,7 @@ import { castLimits, eachSaturation } from './profile.ts';
 /** Raw integers of one sample, flat. */
 export type RawSample = readonly (number | bigint)[];
 
+/** Options of {@link testbenchSamples}. */
 export interface SampleOptions {
   /** Seed of the random samples, default 1. */
   seed?: number;
@@ -45,6 +46,10 @@ export function rawSamples(graph: QfxGraph, x: SimulationInput, rawInput: boolea
   return rowsOf(raw, sizeOf(input.shape));
 }
 
+/**
+ * Cuts flat raw integers into rows of `size`.
+ * @throws MatforgeError when they do not fill whole rows.
+ */
 export function rowsOf(raw: RawData, size: number): RawSample[] {
   ensure(size > 0 && raw.length % size === 0, 'samples', () => `${raw.length} integers are no rows of ${size}`);
   return Array.from({ length: raw.length / size }, (_, i) =>

@@ -17,6 +17,7 @@ export function loop(index: string, bound: string | number, ...body: (string | f
   return block(`for (int ${index} = 0; ${index} < ${bound}; ${index}++)`, ...body);
 }
 
+/** A head and its body, indented; braces where the body has more than one line. */
 export function block(head: string, ...body: (string | false | undefined)[]): string {
   const text = lines(...body);
   return /[\n]/.test(text) ? `${head} {\n${indent(text)}\n}` : `${head}\n${indent(text)}`;

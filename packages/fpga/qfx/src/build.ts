@@ -40,6 +40,7 @@ export interface RawInput {
   readonly data: RawLike;
 }
 
+/** Windows inside the image only, or `same`: ceil(n / stride) outputs, the odd padding cell after the image. */
 export type Padding = 'valid' | 'same';
 
 interface SpecBase {
@@ -61,6 +62,7 @@ interface MacSpec extends SpecBase {
   /** Default `full`; a type must have F >= F_a and AP_WRAP. */
   accumulator?: 'full' | 'tight' | TypeLike;
   multiplierFree?: MultiplierFreeConfig;
+  /** Binary points per output channel, as {@link MacFields} has them. */
   channelShift?: readonly number[];
   channelBits?: number;
 }
@@ -97,12 +99,14 @@ export type NodeSpec =
   | (SpecBase & { op: 'zeroPad2d'; padding: readonly [readonly [number, number], readonly [number, number]] })
   | (SpecBase & { op: 'concat'; axis?: number });
 
+/** What {@link buildGraph} reads: nodes in topological order, the input first. */
 export interface GraphSpec {
   /** Default `myproject`. */
   name?: string;
   nodes: readonly NodeSpec[];
   /** Name of the result; default: the last node. */
   output?: string;
+  /** Copied into the graph. Default none. */
   warnings?: readonly string[];
 }
 
@@ -195,6 +199,10 @@ function checkDirectives(directives: Directives, name: string): Directives {
   return directives;
 }
 
+/**
+ * A type object from either form; `field` names it in messages.
+ * @throws MatforgeError when the text cannot be read or the type is impossible.
+ */
 export function asType(type: TypeLike, field: string): FixedType {
   const parsed = typeof type === 'string' ? parseType(type) : type;
   checkType(parsed, field);

@@ -3,6 +3,7 @@ import { ensure } from '@matforge/core';
 /** Digit sets of the multiplier-free quantizer: the ones of |m|, or signed powers of two. */
 export type Digits = 'unsigned' | 'signed';
 
+/** How many non-zero digits a weight may have, and from which digit set. */
 export interface MultiplierFreeConfig {
   /** Most digits a weight may have, 1..4. */
   readonly k: number;

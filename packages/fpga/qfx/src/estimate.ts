@@ -6,11 +6,15 @@ import { ceilLog2 } from './types.ts';
 export interface LayerSize {
   /** Inputs per output: kh*kw*C_in for convolutions, kh*kw for depthwise ones. */
   readonly nIn: number;
+  /** Outputs per position. */
   readonly nOut: number;
   /** Default 1. Used as given; see {@link nearestReuseFactor}. */
   readonly reuseFactor?: number;
+  /** Word length of the inputs. */
   readonly Wx: number;
+  /** Word length of the weights. */
   readonly Ww: number;
+  /** Word length of the accumulator. */
   readonly Wacc: number;
   /** Digits of multiplier-free weights; absent or 0: multipliers. */
   readonly k?: number;
@@ -18,6 +22,7 @@ export interface LayerSize {
   readonly pixels?: number;
 }
 
+/** Options of {@link estimate} and {@link estimateLayer}. */
 export interface EstimateOptions {
   /** Narrower operands up to this width are multiplied in LUTs. Default 8. */
   lutMaxBits?: number;
@@ -71,6 +76,7 @@ function blockRams(width: number, depth: number): number {
   return Math.ceil(depth / 512) * Math.ceil(width / 36);
 }
 
+/** What {@link estimate} returns: one entry per layer that multiplies, and their total. */
 export interface Estimate {
   /** By node name; nodes without products are left out. */
   readonly layers: Record<string, Resources & { reuseFactor: number }>;

@@ -6,6 +6,7 @@ import { QfxInput, QfxLayer } from './layers.ts';
 import { QfxModel } from './training.ts';
 import { steps } from './walk.ts';
 
+/** Options of {@link freeze}. */
 export interface FreezeOptions {
   /** Project name in the graph. Default `myproject`. */
   name?: string;

@@ -22,16 +22,22 @@ export interface QfxGraph {
   readonly warnings: readonly string[];
 }
 
+/** Function applied to the exact value before the cast. */
 export type Activation = 'linear' | 'relu';
+/** `latency`: pipelined, weight arrays partitioned; `resource`: weight arrays reshaped into memories of wide words. */
 export type Strategy = 'latency' | 'resource';
 
 /** Hints for the emitter; they never change a result bit. */
 export interface Directives {
+  /** Multiplications that one multiplier does. Default 1: fully parallel. */
   readonly reuseFactor?: number;
+  /** Default `latency`. */
   readonly strategy?: Strategy;
+  /** Output positions of a convolution computed at once. Default 1. */
   readonly parallelizationFactor?: number;
 }
 
+/** Fields of every node. */
 export interface NodeBase {
   /** Position in `nodes` plus 1. */
   readonly id: number;
@@ -75,6 +81,10 @@ export interface MultiplierFreeTerms {
   readonly shifts: readonly number[];
 }
 
+/**
+ * How an accumulator was chosen: `full` from the operand types alone ({@link accType}), `tight` from the actual weights,
+ * `explicit` given by the user and wrapping.
+ */
 export type AccumulatorRule = 'full' | 'tight' | 'explicit';
 
 /**
@@ -103,6 +113,7 @@ export interface MacFields {
   readonly multiplierFree?: MultiplierFreeTerms;
 }
 
+/** The input of the program: real values cast to `type`, or raw integers of it. */
 export interface InputNode extends NodeBase {
   readonly op: 'input';
 }
@@ -202,6 +213,7 @@ export interface ReshapeNode extends NodeBase {
   readonly op: 'reshape' | 'flatten';
 }
 
+/** Zeros around an image [height, width, channels]; the type does not change. */
 export interface ZeroPad2dNode extends NodeBase {
   readonly op: 'zeroPad2d';
   readonly padTop: number;
@@ -218,8 +230,10 @@ export interface ConcatNode extends NodeBase {
   readonly chunks: readonly number[];
 }
 
+/** The nodes that multiply by weights; see {@link MacFields}. */
 export type MacNode = DenseNode | Conv2dNode | DepthwiseConv2dNode | BatchNormNode;
 
+/** One step of a {@link QfxGraph}, told apart by `op`. */
 export type QfxNode =
   | InputNode
   | MacNode
@@ -233,8 +247,10 @@ export type QfxNode =
   | ZeroPad2dNode
   | ConcatNode;
 
+/** The name of a node's operation. */
 export type QfxOp = QfxNode['op'];
 
+/** True for the nodes that multiply by weights. */
 export function isMac(node: QfxNode): node is MacNode {
   return 'weights' in node;
 }

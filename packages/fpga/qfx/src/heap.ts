@@ -54,6 +54,7 @@ export interface Heap {
   column(w: tf.Tensor, channels: number): number;
 }
 
+/** The grid of one cast: raw integers low..high in units of 2^-fraction, after a ReLU where `relu` is set. */
 export interface HeapGrid {
   fraction: number;
   low: number;

@@ -52,11 +52,13 @@ interface LayerArgs {
   trainable?: boolean;
 }
 
+/** Arguments of every Qfx layer. */
 export interface QfxLayerArgs extends LayerArgs {
   /** The cast at the end of the layer. */
   result: TensorQuantization;
   /** Default auto. */
   exact?: Exactness;
+  /** Hints for the emitter, copied into the frozen nodes. */
   directives?: Directives;
 }
 
@@ -69,6 +71,7 @@ type Inputs = tf.Tensor | tf.Tensor[];
 /** Base of all layers: a quantizer for the result, and the types of what flows in. */
 export abstract class QfxLayer<A extends QfxLayerArgs = QfxLayerArgs> extends tf.layers.Layer {
   readonly args: A;
+  /** Quantizer of the result. */
   readonly quantizer: FixedQuantizer;
   readonly exact: Exactness;
   protected readonly points: { name: string; quantizer: FixedQuantizer }[] = [];
@@ -235,20 +238,27 @@ export class QfxReLU extends QfxLayer<QfxLayerArgs & { activation?: Activation }
   }
 }
 
+/** How a batch norm is folded into the kernel and bias before it. */
 export interface BatchNormFolding {
+  /** Default 1e-3. */
   epsilon?: number;
+  /** Of the moving statistics. Default 0.99. */
   momentum?: number;
   /** Training steps that fold with batch statistics; after them, and in inference, the moving ones. Default 0. */
   freezeAfter?: number;
 }
 
+/** Arguments of the layers that multiply by a kernel; see {@link QfxMac}. */
 export interface QfxMacArgs extends QfxLayerArgs {
   weight: TensorQuantization;
   /** Absent: no bias (unless a batch norm is folded in, which makes one). */
   bias?: TensorQuantization;
   useBias?: boolean;
+  /** Default linear. */
   activation?: Activation;
+  /** Default `full`; a type must have AP_WRAP and lose no fraction bit of the sum. */
   accumulator?: 'full' | 'tight' | TypeLike;
+  /** Present: the layer has the variables of a batch norm and folds it. */
   batchNorm?: BatchNormFolding;
 }
 
@@ -278,9 +288,13 @@ function movingUpdate(moving: tf.LayerVariable, batch: tf.Tensor, momentum: numb
  */
 export abstract class QfxMac<A extends QfxMacArgs = QfxMacArgs> extends QfxLayer<A> {
   readonly weightQuantizer: FixedQuantizer;
+  /** Undefined for a layer without a bias. */
   readonly biasQuantizer: FixedQuantizer | undefined;
+  /** The float kernel, before folding and quantization. */
   kernel!: tf.LayerVariable;
+  /** The float bias; undefined with `useBias: false`. */
   bias: tf.LayerVariable | undefined;
+  /** The variables of the folded batch norm, where there is one. */
   fold: Fold | undefined;
   private steps = 0;
   private inexact = false;
@@ -527,6 +541,7 @@ export class QfxDense extends QfxMac<QfxMacArgs & { units: number }> {
   }
 }
 
+/** Arguments of the convolutions; a pair is [height, width], a 1-D one reads its first entry. */
 export interface QfxConvArgs extends QfxMacArgs {
   kernelSize: number | [number, number];
   /** Default 1. */
@@ -664,12 +679,16 @@ export class QfxDepthwiseConv2d extends QfxConvBase<QfxConvArgs & { depthMultipl
   }
 }
 
+/** Arguments of {@link QfxBatchNorm}: `scale` and `offset` quantize its A and C, one binary point each. */
 export interface QfxBatchNormArgs extends QfxLayerArgs {
   scale: TensorQuantization;
   offset: TensorQuantization;
+  /** Default linear. */
   activation?: Activation;
   accumulator?: 'full' | 'tight';
+  /** Default 1e-3. */
   epsilon?: number;
+  /** Of the moving statistics. Default 0.99. */
   momentum?: number;
   /** Training steps with batch statistics. Default 0: the moving ones, as in inference. */
   freezeAfter?: number;
@@ -863,6 +882,7 @@ export class QfxConcat extends QfxLayer<QfxLayerArgs & { axis?: number }> {
   }
 }
 
+/** The window of a pooling layer; a pair is [height, width]. */
 export interface PoolArgs {
   /** Default 2. */
   poolSize?: number | [number, number];
@@ -1052,6 +1072,7 @@ function eachWindow(
   }
 }
 
+/** Arguments of {@link QfxSoftmax}: the result's type and the sizes of its two tables. */
 export interface QfxSoftmaxArgs extends LayerArgs {
   /** Default ap_ufixed<16,1,AP_RND,AP_SAT>. */
   type?: TypeLike;

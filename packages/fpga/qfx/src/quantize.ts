@@ -38,13 +38,18 @@ export interface Precision {
 
 /** Settings of one layer; a type fixes the binary point, bits leave it to training. */
 export interface LayerQuantization {
+  /** Word length of the weights. Default `bits`. */
   weightBits?: number;
+  /** Word length of the bias. Default 16. */
   biasBits?: number;
+  /** Word length of the result. Default `bits`; for the last layer see `outputBits`. */
   activationBits?: number;
+  /** Word length of the scale of an unfolded batch norm. Default `bits`. */
   batchNormBits?: number;
   weightType?: TypeLike;
   biasType?: TypeLike;
   resultType?: TypeLike;
+  /** One binary point per output channel of the weights. Default false. */
   perChannel?: boolean;
   multiplierFree?: MultiplierFreeConfig;
   accumulator?: 'full' | 'tight' | TypeLike;
@@ -59,6 +64,9 @@ export interface LayerQuantization {
   ParallelizationFactor?: number;
 }
 
+/**
+ * Settings of {@link quantizeModel}. The members of {@link LayerQuantization} hold for every layer that `layers` does not set.
+ */
 export interface QuantizeConfig extends LayerQuantization {
   /** Weights, activations and batch norm at once. Default 8. */
   bits?: number;
@@ -87,8 +95,11 @@ export interface QuantizeConfig extends LayerQuantization {
   batchNormFreezeAfter?: number;
   /** What becomes of a final softmax. Default stable (two tables); argmax and skip train on logits. */
   softmax?: 'stable' | 'argmax' | 'skip';
+  /** Default ap_ufixed<16,1,AP_RND,AP_SAT>. */
   softmaxType?: TypeLike;
+  /** Power of two, default 1024. */
   expTableSize?: number;
+  /** Power of two, default 4096. */
   invTableSize?: number;
   /** Default 16. */
   reciprocalBits?: number;

@@ -31,6 +31,7 @@ export function valuesOf(tensor: tf.Tensor): Float32Array {
 /** How the binary point of a tensor starts: see {@link initialPosition}. */
 export type PositionInit = 'max' | 'mse' | number;
 
+/** The format of a {@link FixedQuantizer}, and how its binary point starts and trains. */
 export interface QuantizerConfig {
   /** Word length, 1..53. */
   W: number;
@@ -61,8 +62,10 @@ export class FixedQuantizer {
   readonly format: Format;
   readonly iMin: number;
   readonly iMax: number;
+  /** How an unset position is found in the first data. */
   readonly start: PositionInit;
   readonly positionGrad: 'one' | 'lsq';
+  /** False keeps theta where it is. */
   learn: boolean;
   protected rounding: Rounding;
   private variable: tf.Variable | undefined;
@@ -235,6 +238,7 @@ export class FixedQuantizer {
   }
 }
 
+/** Configuration of a {@link MultiplierFreeQuantizer}: a format and the digits of its values. */
 export interface MultiplierFreeQuantizerConfig extends QuantizerConfig, MultiplierFreeConfig {}
 
 /** A quantizer whose values have at most k ones (or k signed powers of two): a product is k shifts and k-1 additions. */

@@ -27,6 +27,7 @@ export interface Traced {
   readonly raw: RawData;
 }
 
+/** Options of {@link simulate}. */
 export interface SimulateOptions {
   /** Keep every node's result. Default false. */
   trace?: boolean;
@@ -36,6 +37,7 @@ export interface SimulateOptions {
   accumulators?: boolean;
 }
 
+/** What {@link simulate} returns. */
 export interface Simulation {
   /** Raw integers of the output, [batch, ...shape], row-major. */
   readonly raw: RawData;

@@ -4,6 +4,7 @@ import { QfxLayer } from './layers.ts';
 import { packed, unpacked } from './packed.ts';
 import type { FixedQuantizer } from './quantizer.ts';
 
+/** Learning rate and schedule of the binary points under {@link QfxOptimizer}. */
 export interface PositionTraining {
   /** Adam's learning rate of the positions. Default 0.01. */
   positionLr?: number;
@@ -40,6 +41,7 @@ interface PositionState {
  */
 export class QfxOptimizer extends tf.Optimizer {
   static readonly className = 'QfxOptimizer';
+  /** The user's optimizer: it updates everything but the positions. */
   readonly inner: tf.Optimizer;
   private readonly states = new Map<string, PositionState>();
   private readonly positionLr: number;

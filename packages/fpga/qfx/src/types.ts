@@ -14,7 +14,9 @@ export const QUANTIZATION_MODES = [
 /** What happens to a rounded value outside the range of its type. */
 export const OVERFLOW_MODES = ['AP_SAT', 'AP_SAT_ZERO', 'AP_SAT_SYM', 'AP_WRAP', 'AP_WRAP_SM'] as const;
 
+/** One of {@link QUANTIZATION_MODES}. */
 export type QuantizationMode = (typeof QUANTIZATION_MODES)[number];
+/** One of {@link OVERFLOW_MODES}. */
 export type OverflowMode = (typeof OVERFLOW_MODES)[number];
 
 /**
@@ -31,6 +33,7 @@ export interface FixedType {
   readonly O: OverflowMode;
 }
 
+/** Sign and modes of {@link fixedType}. */
 export interface FixedTypeOptions {
   /** Default true. */
   signed?: boolean;
@@ -106,10 +109,12 @@ export function hi(type: FixedType): number {
   return type.signed ? 2 ** (type.W - 1) - 1 : 2 ** type.W - 1;
 }
 
+/** Least stored integer, exact for every W. */
 export function loBig(type: FixedType): bigint {
   return type.signed ? -(1n << BigInt(type.W - 1)) : 0n;
 }
 
+/** Largest stored integer, exact for every W. */
 export function hiBig(type: FixedType): bigint {
   return (1n << BigInt(type.signed ? type.W - 1 : type.W)) - 1n;
 }
