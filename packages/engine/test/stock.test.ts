@@ -57,50 +57,10 @@ const CASES: Record<string, Make> = {
       ...{ activation: 'prelu', preluActivationWeights: floats([3, 1], 4) },
     }),
   'NaN clipped': () => tf.clipByValue(tf.tensor1d([Number.NaN, -5, 0.5, 5, Number.POSITIVE_INFINITY]), -1, 2),
-  'gathered, three batches of two': () =>
-    tf.gather(
-      floats([3, 4, 5]),
-      tf.tensor2d(
-        [
-          [1, 0],
-          [3, 2],
-          [1, 0],
-        ],
-        [3, 2],
-        'int32',
-      ),
-      1,
-      1,
-    ),
-  'gathered along a later axis': () =>
-    tf.gather(
-      floats([2, 3, 4]),
-      tf.tensor2d(
-        [
-          [1, 0, 3],
-          [2, 2, 0],
-        ],
-        [2, 3],
-        'int32',
-      ),
-      2,
-      1,
-    ),
+  'gathered, three batches of two': () => tf.gather(floats([3, 4, 5]), ints(1, 0, 3, 2, 1, 0).reshape([3, 2]), 1, 1),
+  'gathered along a later axis': () => tf.gather(floats([2, 3, 4]), ints(1, 0, 3, 2, 2, 0).reshape([2, 3]), 2, 1),
   'gathered in batches of bools': () =>
-    tf.gather(
-      tf.greater(floats([3, 4]), 0),
-      tf.tensor2d(
-        [
-          [1, 0],
-          [3, 2],
-          [1, 0],
-        ],
-        [3, 2],
-        'int32',
-      ),
-      1,
-      1,
-    ),
+    tf.gather(tf.greater(floats([3, 4]), 0), ints(1, 0, 3, 2, 1, 0).reshape([3, 2]), 1, 1),
   'turned, grey around': () => tf.image.rotateWithOffset(floats([1, 4, 5, 2]) as tf.Tensor4D, 0.7, 0.5),
   'counted in a volume': () => tf.bincount(ints(1, 2, 2, 0).reshape([2, 2, 1]) as never, tf.tensor1d([]), 4),
 };

@@ -1,6 +1,6 @@
 import { engineInfo } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
-import { sizeOf } from './shapes.ts';
+import { insertZeros, sizeOf } from './shapes.ts';
 
 interface Attributes {
   strides: number | number[];
@@ -74,8 +74,8 @@ function convolution(forward: string, toInput: string, toFilter: string): tf.Gra
   const dw = (x: tf.Tensor, dy: tf.Tensor, attrs: object, shape: number[]): tf.Tensor => {
     const { apart, rest } = dilated(attrs, shape.length - 2);
     if (!apart) return run(toFilter, { x, dy }, { ...rest, filterShape: shape });
-    const filterShape = shape.map((n, axis) => spreadLength(n, apart[axis] ?? 1));
     const steps = shape.map((_, axis) => apart[axis] ?? 1);
+    const filterShape = shape.map((n, axis) => (n - 1) * steps[axis] + 1);
     return tf.stridedSlice(
       run(toFilter, { x, dy }, { ...rest, filterShape }),
       shape.map(() => 0),
@@ -123,24 +123,13 @@ function dilated(attrs: object, axes: number): { apart?: number[]; rest: Require
   return { apart, rest: { ...rest, dilations: 1 } };
 }
 
-const spreadLength = (n: number, apart: number): number => (n - 1) * apart + 1;
-
 /** The filter with zeros between its taps: with it, a convolution without dilation does the same. */
 function spread(w: tf.Tensor, apart: number[]): tf.Tensor {
   let out = w;
-  apart.forEach((d, axis) => {
-    if (d === 1) return;
-    const n = out.shape[axis];
+  apart.forEach((step, axis) => {
     const [outer, inner] = [out.shape.slice(0, axis), out.shape.slice(axis + 1)];
-    const padded = tf.pad(tf.reshape(out, [sizeOf(outer), n, 1, sizeOf(inner)]), [
-      [0, 0],
-      [0, 0],
-      [0, d - 1],
-      [0, 0],
-    ]);
-    const rows = tf.reshape(padded, [sizeOf(outer), n * d, sizeOf(inner)]);
-    const length = spreadLength(n, d);
-    out = tf.reshape(tf.slice(rows, [0, 0, 0], [sizeOf(outer), length, sizeOf(inner)]), [...outer, length, ...inner]);
+    const rows = insertZeros(tf.reshape(out, [sizeOf(outer), out.shape[axis], sizeOf(inner)]), step);
+    out = tf.reshape(rows, [...outer, rows.shape[1]!, ...inner]);
   });
   return out;
 }

@@ -2,7 +2,7 @@ import { mendGradients } from '@matforge/engine';
 import * as tf from '@tensorflow/tfjs';
 import { convolutionGradients } from './convolution-gradients.ts';
 import { einsum, parseEinsum } from './einsum.ts';
-import { sizeOf } from './shapes.ts';
+import { insertZeros, sizeOf } from './shapes.ts';
 
 let repaired = false;
 
@@ -10,7 +10,8 @@ let repaired = false;
  * Registers the gradients that TensorFlow.js lacks or has wrong, on every backend, so that plain `tf` ops train: Einsum,
  * GatherNd, ScatterNd, StridedSlice, MirrorPad, DepthToSpace, Cumprod, TopK, comparisons and logical ops (zero), GatherV2
  * with indices on the path, Unpack and SplitV into one piece, convolutions with dilation, and what `mendGradients` of the
- * engine mends. With them come gradients of gradients: through results (exp, tanh, sigmoid, softmax), of convolutions, pooling in two dimensions, average pooling in three, and elu. Calling it again changes nothing.
+ * engine mends. With them come gradients of gradients: through results (exp, tanh, sigmoid, softmax), of convolutions,
+ * pooling in two dimensions, average pooling in three, and elu. Calling it again changes nothing.
  */
 export function repairGradients(): void {
   if (repaired) return;
@@ -164,20 +165,11 @@ function stridedSliceGradient(dy: tf.Tensor, shape: number[], attrs: tf.NamedAtt
     const [outer, inner] = [sizeOf(current.slice(0, axis)), sizeOf(current.slice(axis + 1))];
     g = tf.reshape(g, [outer, m, inner]);
     if (strides[axis] < 0) g = tf.reverse(g, 1);
-    const span = (m - 1) * step + 1;
-    if (step > 1) {
-      const dilated = tf.pad(tf.reshape(g, [outer, m, 1, inner]), [
-        [0, 0],
-        [0, 0],
-        [0, step - 1],
-        [0, 0],
-      ]);
-      g = tf.slice(tf.reshape(dilated, [outer, m * step, inner]), [0, 0, 0], [outer, span, inner]);
-    }
+    g = insertZeros(g, step);
     const low = Math.min(begin[axis], begin[axis] + strides[axis] * (m - 1));
     g = tf.pad(g, [
       [0, 0],
-      [low, n - low - span],
+      [low, n - low - g.shape[1]!],
       [0, 0],
     ]);
     current[axis] = n;

@@ -1,3 +1,5 @@
+import * as tf from '@tensorflow/tfjs';
+
 /** Number of entries of a shape. */
 export const sizeOf = (shape: readonly number[]): number => shape.reduce((size, n) => size * n, 1);
 
@@ -15,4 +17,17 @@ export function broadcastShape(a: readonly number[], b: readonly number[]): numb
     shape.push(n === 1 ? m : n);
   }
   return shape;
+}
+
+/** [outer, n, inner] with `step` − 1 zeros between the n entries. */
+export function insertZeros(x: tf.Tensor, step: number): tf.Tensor {
+  if (step === 1) return x;
+  const [outer, n, inner] = x.shape;
+  const padded = tf.pad(tf.reshape(x, [outer, n, 1, inner]), [
+    [0, 0],
+    [0, 0],
+    [0, step - 1],
+    [0, 0],
+  ]);
+  return tf.slice(tf.reshape(padded, [outer, n * step, inner]), [0, 0, 0], [outer, (n - 1) * step + 1, inner]);
 }
